@@ -1,0 +1,2 @@
+//! The `lorafa-opt` command.
+fn main() {}

@@ -1,0 +1,147 @@
+//! Strided layouts: which ops cost nothing because their result is a view.
+
+use crate::types::TensorType;
+use smallvec::SmallVec;
+
+/// Numbers, one per axis.
+pub type Axes = SmallVec<[u64; 4]>;
+
+/// How a value lies in the buffer that holds it, in elements. A stride of zero repeats.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Layout {
+    /// Dimensions.
+    pub shape: Axes,
+    /// Distance between neighbours along each axis.
+    pub strides: Axes,
+    /// The first element.
+    pub offset: u64,
+}
+
+impl Layout {
+    /// The row-major layout of a type; `None` if it has symbols.
+    pub fn contiguous(ty: &TensorType) -> Option<Layout> {
+        let shape = ty.known_shape()?;
+        let mut strides = Axes::from_elem(1, shape.len());
+        for i in (1..shape.len()).rev() {
+            strides[i - 1] = strides[i] * shape[i].max(1);
+        }
+        Some(Layout {
+            shape,
+            strides,
+            offset: 0,
+        })
+    }
+
+    /// Whether elements lie in row-major order without gaps.
+    pub fn is_contiguous(&self) -> bool {
+        let mut expected = 1;
+        for (dim, stride) in self.shape.iter().zip(&self.strides).rev() {
+            if *dim != 1 && *stride != expected {
+                return false;
+            }
+            expected *= dim;
+        }
+        true
+    }
+
+    /// The layout of the same elements in other dimensions, if that needs no copy.
+    ///
+    /// Axes are grouped into the largest runs that are contiguous among themselves; a new shape is
+    /// a view if each of its axes falls inside one run.
+    pub fn reshape(&self, shape: Axes) -> Option<Layout> {
+        if self.is_contiguous() {
+            let mut strides = Axes::from_elem(1, shape.len());
+            for i in (1..shape.len()).rev() {
+                strides[i - 1] = strides[i] * shape[i].max(1);
+            }
+            return Some(Layout {
+                shape,
+                strides,
+                offset: self.offset,
+            });
+        }
+        let mut strides = Axes::from_elem(0, shape.len());
+        let mut next = shape.len();
+        let mut axis = self.shape.len();
+        while axis > 0 {
+            let base = self.strides[axis - 1];
+            let mut run = self.shape[axis - 1];
+            axis -= 1;
+            while axis > 0
+                && (self.shape[axis - 1] == 1 || run == 1 || self.strides[axis - 1] == run * base)
+            {
+                if run == 1 {
+                    break;
+                }
+                run *= self.shape[axis - 1];
+                axis -= 1;
+            }
+            let mut filled = 1;
+            while next > 0 && (filled < run || shape[next - 1] == 1) {
+                next -= 1;
+                strides[next] = base * filled;
+                filled *= shape[next];
+            }
+            if filled != run {
+                return None;
+            }
+        }
+        (next == 0).then_some(Layout {
+            shape,
+            strides,
+            offset: self.offset,
+        })
+    }
+
+    /// Whether the leading axes (all but the last two) can be walked with one stride.
+    pub fn batch_merges(&self) -> bool {
+        let batch = self.shape.len().saturating_sub(2);
+        (1..batch).all(|i| {
+            self.shape[i] == 1
+                || self.shape[i - 1] == 1
+                || self.strides[i - 1] == self.strides[i] * self.shape[i]
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layout(shape: &[u64], strides: &[u64]) -> Layout {
+        Layout {
+            shape: shape.into(),
+            strides: strides.into(),
+            offset: 0,
+        }
+    }
+
+    #[test]
+    fn splitting_an_axis_of_a_transposed_view_is_a_view() {
+        let l = layout(&[2, 4, 8, 16], &[512, 16, 64, 1]);
+        assert_eq!(
+            l.reshape([2, 4, 8, 4, 4].as_slice().into())
+                .map(|l| l.strides.to_vec()),
+            Some(vec![512, 16, 64, 4, 1])
+        );
+    }
+
+    #[test]
+    fn merging_transposed_heads_needs_a_copy() {
+        let l = layout(&[2, 8, 4, 16], &[512, 16, 128, 1]);
+        assert_eq!(l.reshape([2, 8, 64].as_slice().into()), None);
+    }
+
+    #[test]
+    fn merging_a_repeated_axis_needs_a_copy() {
+        let l = layout(&[2, 2, 3, 16], &[32, 16, 0, 1]);
+        assert_eq!(l.reshape([2, 6, 16].as_slice().into()), None);
+    }
+
+    #[test]
+    fn units_come_and_go_freely() {
+        let l = layout(&[4, 1, 8], &[1, 7, 4]);
+        let r = l.reshape([1, 4, 8, 1].as_slice().into()).unwrap();
+        assert_eq!((r.strides[1], r.strides[2]), (1, 4));
+    }
+}

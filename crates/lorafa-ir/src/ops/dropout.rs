@@ -1,0 +1,121 @@
+//! `dropout` in training mode, and its gradient.
+
+use super::attrs::{AttrReader, Attrs};
+use super::{Op, Operator, Scalar, Types, float, one};
+use crate::dim::Bindings;
+use crate::dtype::DType;
+use crate::grad::{Gradient, GradientError};
+use crate::ids::ValueId;
+use crate::patch::{Patch, PatchError, Results};
+use crate::types::{TensorType, TypeError};
+
+/// `dropout v1 {ratio=0.05, seed=3}` gives the scaled survivors and the mask of who survived.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Dropout {
+    /// The share of elements set to zero.
+    pub ratio: Scalar,
+    /// Tells dropouts apart: two with equal seeds drop the same elements.
+    pub seed: i64,
+}
+
+impl Operator for Dropout {
+    fn name(&self) -> &'static str {
+        "dropout"
+    }
+
+    fn attrs(&self) -> Attrs {
+        Attrs::default()
+            .with("ratio", self.ratio)
+            .with("seed", self.seed)
+    }
+
+    fn arity(&self) -> (usize, usize) {
+        (1, 1)
+    }
+
+    fn infer(&self, operands: &[&TensorType]) -> Result<Types, TypeError> {
+        float(operands[0])?;
+        if !(0.0..1.0).contains(&self.ratio.0) {
+            return Err(TypeError(format!("ratio {} is not in [0, 1)", self.ratio)));
+        }
+        Ok([operands[0].clone(), operands[0].with_dtype(DType::Bool)]
+            .into_iter()
+            .collect())
+    }
+
+    fn bind(&self, _: &Bindings) -> Option<Op> {
+        Some((*self).into())
+    }
+
+    /// Needs the mask.
+    fn gradient(&self, g: &mut Gradient<'_, '_>) -> Result<(), GradientError> {
+        let ins = [g.dy()?, g.result(1)];
+        let dx = g.add1(DropoutGrad { ratio: self.ratio }.into(), &ins)?;
+        Ok(g.give(0, dx)?)
+    }
+
+    fn in_place(&self) -> &'static [usize] {
+        &[0]
+    }
+}
+
+/// `dropout_grad dy, mask {ratio=0.05}`: `dy·mask/(1-ratio)`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct DropoutGrad {
+    /// The share of elements that were set to zero.
+    pub ratio: Scalar,
+}
+
+impl Operator for DropoutGrad {
+    fn name(&self) -> &'static str {
+        "dropout_grad"
+    }
+
+    fn attrs(&self) -> Attrs {
+        Attrs::default().with("ratio", self.ratio)
+    }
+
+    fn arity(&self) -> (usize, usize) {
+        (2, 2)
+    }
+
+    fn infer(&self, operands: &[&TensorType]) -> Result<Types, TypeError> {
+        float(operands[0])?;
+        if *operands[1] != operands[0].with_dtype(DType::Bool) {
+            let (dy, mask) = (operands[0], operands[1]);
+            return Err(TypeError(format!("{mask} is no mask of {dy}")));
+        }
+        Ok(one(operands[0].clone()))
+    }
+
+    fn bind(&self, _: &Bindings) -> Option<Op> {
+        Some((*self).into())
+    }
+
+    fn in_place(&self) -> &'static [usize] {
+        &[0]
+    }
+
+    fn decompose(&self, p: &mut Patch<'_>, ins: &[ValueId]) -> Option<Result<Results, PatchError>> {
+        Some((|| {
+            let dtype = p.ty(ins[0]).dtype;
+            let mask = p.cast(ins[1], dtype)?;
+            let mask = p.scaled(mask, 1.0 / (1.0 - self.ratio.0))?;
+            Ok([p.times(ins[0], mask)?].into_iter().collect())
+        })())
+    }
+}
+
+pub(super) fn parse(name: &str, a: &mut AttrReader<'_>) -> Option<Result<Op, String>> {
+    match name {
+        "dropout" => Some(a.float("ratio").and_then(|ratio| {
+            Ok(Dropout {
+                ratio,
+                seed: a.int("seed")?,
+            }
+            .into())
+        })),
+        "dropout_grad" => Some(a.float("ratio").map(|ratio| DropoutGrad { ratio }.into())),
+        _ => None,
+    }
+}

@@ -1,0 +1,239 @@
+//! `gather`, its gradient, and `gather_elements`.
+
+use super::attrs::{AttrReader, Attrs};
+use super::{Fill, Op, Operator, Scalar, ScatterElements, ScatterNd, Types, index, one};
+use crate::dim::{Bindings, Dim};
+use crate::grad::{Gradient, GradientError};
+use crate::ids::ValueId;
+use crate::interp::{Array, EvalError};
+use crate::patch::{Patch, PatchError, Results};
+use crate::types::{Shape, TensorType, TypeError, may_equal};
+
+/// `gather data, indices {axis=0}`: `data[…, indices, …]` along one axis.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Gather {
+    /// The axis.
+    pub axis: usize,
+}
+
+impl Operator for Gather {
+    fn name(&self) -> &'static str {
+        "gather"
+    }
+
+    fn attrs(&self) -> Attrs {
+        Attrs::default().with("axis", self.axis)
+    }
+
+    fn arity(&self) -> (usize, usize) {
+        (2, 2)
+    }
+
+    fn infer(&self, operands: &[&TensorType]) -> Result<Types, TypeError> {
+        let (data, indices) = (operands[0], operands[1]);
+        super::axis(self.axis as i64, data.rank())?;
+        index(indices)?;
+        let mut shape: Shape = data.shape[..self.axis].iter().cloned().collect();
+        shape.extend(indices.shape.iter().cloned());
+        shape.extend(data.shape[self.axis + 1..].iter().cloned());
+        Ok(one(data.with_shape(shape)))
+    }
+
+    fn bind(&self, _: &Bindings) -> Option<Op> {
+        Some((*self).into())
+    }
+
+    /// Needs the indices.
+    fn gradient(&self, g: &mut Gradient<'_, '_>) -> Result<(), GradientError> {
+        let (mut dy, indices) = (g.dy()?, g.operand(1));
+        let shape = g.ty(g.operand(0)).shape.clone();
+        let (rank, width) = (g.ty(dy).rank(), g.ty(indices).rank());
+        // Bring the indexed axes to the front, add rows, and bring the axis back.
+        let mut to_front: Vec<usize> = (self.axis..self.axis + width).collect();
+        to_front.extend((0..self.axis).chain(self.axis + width..rank));
+        let mut front: Vec<usize> = vec![self.axis];
+        front.extend((0..shape.len()).filter(|a| *a != self.axis));
+        if self.axis != 0 {
+            dy = g.transpose(dy, to_front)?;
+        }
+        let shape: Shape = front.iter().map(|a| shape[*a].clone()).collect();
+        let mut dx = g.add1(GatherGrad { shape }.into(), &[indices, dy])?;
+        if self.axis != 0 {
+            let mut back = vec![0; front.len()];
+            front.iter().enumerate().for_each(|(i, a)| back[*a] = i);
+            dx = g.transpose(dx, back)?;
+        }
+        Ok(g.give(0, dx)?)
+    }
+
+    fn flops(&self, _: &[&TensorType], _: &[&TensorType]) -> u64 {
+        0
+    }
+
+    fn eval(&self, x: &[&Array], results: &[&TensorType]) -> Result<Vec<Array>, EvalError> {
+        let width = x[1].shape.len();
+        let n = x[0].shape[self.axis] as i64;
+        let mut bad = false;
+        let array = Array::from_fn(results[0], |i| {
+            let at = x[1].at(&i[self.axis..self.axis + width]) as i64;
+            let at = if at < 0 { at + n } else { at };
+            bad |= !(0..n).contains(&at);
+            let at = at.clamp(0, (n - 1).max(0)) as usize;
+            x[0].at(&[&i[..self.axis], &[at], &i[self.axis + width..]].concat())
+        });
+        if bad {
+            Err(EvalError::new("index out of range"))
+        } else {
+            array.map(|a| vec![a])
+        }
+    }
+}
+
+/// `gather_grad indices, dy {shape=[256,64]}`: zeros of `shape` with each row of `dy` added at its
+/// index.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct GatherGrad {
+    /// The result's dimensions.
+    pub shape: Shape,
+}
+
+impl Operator for GatherGrad {
+    fn name(&self) -> &'static str {
+        "gather_grad"
+    }
+
+    fn attrs(&self) -> Attrs {
+        Attrs::default().dims("shape", &self.shape)
+    }
+
+    fn arity(&self) -> (usize, usize) {
+        (2, 2)
+    }
+
+    fn infer(&self, operands: &[&TensorType]) -> Result<Types, TypeError> {
+        let (indices, dy) = (operands[0], operands[1]);
+        index(indices)?;
+        if self.shape.is_empty() || dy.rank() != indices.rank() + self.shape.len() - 1 {
+            return Err(TypeError(format!("{indices} and {dy} do not line up")));
+        }
+        Ok(one(dy.with_shape(self.shape.iter().cloned())))
+    }
+
+    fn bind(&self, b: &Bindings) -> Option<Op> {
+        let shape: Option<Shape> = self.shape.iter().map(|d| d.bind(b)).collect();
+        Some(GatherGrad { shape: shape? }.into())
+    }
+
+    fn flops(&self, operands: &[&TensorType], _: &[&TensorType]) -> u64 {
+        operands[1].elements().unwrap_or(0)
+    }
+
+    fn decompose(&self, p: &mut Patch<'_>, ins: &[ValueId]) -> Option<Result<Results, PatchError>> {
+        Some((|| {
+            let ty = p.ty(ins[1]).with_shape(self.shape.iter().cloned());
+            let zeros = p.add1(
+                Fill {
+                    ty,
+                    value: Scalar(0.0),
+                }
+                .into(),
+                &[],
+            )?;
+            let axis = p.ty(ins[0]).rank();
+            let indices = p.unsqueeze(ins[0], axis)?;
+            p.add(ScatterNd { add: true }.into(), &[zeros, indices, ins[1]])
+        })())
+    }
+}
+
+/// `gather_elements data, indices {axis=1}`: one element per index, along one axis.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct GatherElements {
+    /// The axis.
+    pub axis: usize,
+}
+
+impl Operator for GatherElements {
+    fn name(&self) -> &'static str {
+        "gather_elements"
+    }
+
+    fn attrs(&self) -> Attrs {
+        Attrs::default().with("axis", self.axis)
+    }
+
+    fn arity(&self) -> (usize, usize) {
+        (2, 2)
+    }
+
+    fn infer(&self, operands: &[&TensorType]) -> Result<Types, TypeError> {
+        let (data, indices) = (operands[0], operands[1]);
+        super::axis(self.axis as i64, data.rank())?;
+        index(indices)?;
+        let fits = |i: usize| match (&indices.shape[i], &data.shape[i]) {
+            (Dim::Known(n), Dim::Known(m)) => n <= m,
+            (a, b) => may_equal(a, b),
+        };
+        if indices.rank() != data.rank() || (0..data.rank()).any(|i| i != self.axis && !fits(i)) {
+            return Err(TypeError(format!("{data} and {indices} do not line up")));
+        }
+        Ok(one(data.with_shape(indices.shape.iter().cloned())))
+    }
+
+    fn bind(&self, _: &Bindings) -> Option<Op> {
+        Some((*self).into())
+    }
+
+    /// Needs the indices.
+    fn gradient(&self, g: &mut Gradient<'_, '_>) -> Result<(), GradientError> {
+        let (dy, indices) = (g.dy()?, g.operand(1));
+        let ty = g.ty(g.operand(0)).clone();
+        let zeros = g.add1(
+            Fill {
+                ty,
+                value: Scalar(0.0),
+            }
+            .into(),
+            &[],
+        )?;
+        let scatter = ScatterElements {
+            axis: self.axis,
+            add: true,
+        };
+        let dx = g.add1(scatter.into(), &[zeros, indices, dy])?;
+        Ok(g.give(0, dx)?)
+    }
+
+    fn flops(&self, _: &[&TensorType], _: &[&TensorType]) -> u64 {
+        0
+    }
+
+    fn eval(&self, x: &[&Array], results: &[&TensorType]) -> Result<Vec<Array>, EvalError> {
+        let n = x[0].shape[self.axis] as i64;
+        let array = Array::from_fn(results[0], |i| {
+            let at = x[1].at(i) as i64;
+            let at = if at < 0 { at + n } else { at };
+            let mut from = i.to_vec();
+            from[self.axis] = at as usize;
+            if (0..n).contains(&at) {
+                x[0].at(&from)
+            } else {
+                f64::NAN
+            }
+        });
+        array.map(|a| vec![a])
+    }
+}
+
+pub(super) fn parse(name: &str, a: &mut AttrReader<'_>) -> Option<Result<Op, String>> {
+    let axis = |a: &mut AttrReader<'_>| {
+        let axis = a.int("axis")?;
+        usize::try_from(axis).map_err(|_| format!("bad axis {axis}"))
+    };
+    match name {
+        "gather" => Some(axis(a).map(|axis| Gather { axis }.into())),
+        "gather_elements" => Some(axis(a).map(|axis| GatherElements { axis }.into())),
+        "gather_grad" => Some(a.dims("shape").map(|shape| GatherGrad { shape }.into())),
+        _ => None,
+    }
+}

@@ -1,0 +1,107 @@
+//! `gather_nd`: slices by index vectors.
+
+use super::attrs::{AttrReader, Attrs};
+use super::{Fill, Op, Operator, Scalar, ScatterNd, Types, index, one};
+use crate::dim::{Bindings, Dim};
+use crate::grad::{Gradient, GradientError};
+use crate::interp::{Array, EvalError};
+use crate::types::{Shape, TensorType, TypeError};
+
+/// `gather_nd data, indices {batch_dims=0}`: the last axis of `indices` holds index vectors into
+/// the axes of `data` after the batch axes.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct GatherNd {
+    /// Leading axes that both operands share.
+    pub batch_dims: usize,
+}
+
+/// The length of the index vectors.
+pub(super) fn depth(indices: &TensorType) -> Result<usize, TypeError> {
+    index(indices)?;
+    match indices.shape.last() {
+        Some(Dim::Known(n)) => Ok(*n as usize),
+        _ => Err(TypeError(format!(
+            "the last axis of {indices} must be a number"
+        ))),
+    }
+}
+
+impl Operator for GatherNd {
+    fn name(&self) -> &'static str {
+        "gather_nd"
+    }
+
+    fn attrs(&self) -> Attrs {
+        Attrs::default().unless("batch_dims", self.batch_dims, 0)
+    }
+
+    fn arity(&self) -> (usize, usize) {
+        (2, 2)
+    }
+
+    fn infer(&self, operands: &[&TensorType]) -> Result<Types, TypeError> {
+        let (data, indices) = (operands[0], operands[1]);
+        let used = self.batch_dims.saturating_add(depth(indices)?);
+        if used > data.rank() || self.batch_dims >= indices.rank() {
+            return Err(TypeError(format!("{indices} does not index {data}")));
+        }
+        let mut shape: Shape = indices.shape[..indices.rank() - 1]
+            .iter()
+            .cloned()
+            .collect();
+        shape.extend(data.shape[used..].iter().cloned());
+        Ok(one(data.with_shape(shape)))
+    }
+
+    fn bind(&self, _: &Bindings) -> Option<Op> {
+        Some((*self).into())
+    }
+
+    /// Needs the indices.
+    fn gradient(&self, g: &mut Gradient<'_, '_>) -> Result<(), GradientError> {
+        if self.batch_dims != 0 {
+            let why = "`gather_nd` has a gradient only without batch axes";
+            return Err(GradientError::Unsupported(why.into()));
+        }
+        let (dy, indices) = (g.dy()?, g.operand(1));
+        let ty = g.ty(g.operand(0)).clone();
+        let zeros = g.add1(
+            Fill {
+                ty,
+                value: Scalar(0.0),
+            }
+            .into(),
+            &[],
+        )?;
+        let dx = g.add1(ScatterNd { add: true }.into(), &[zeros, indices, dy])?;
+        Ok(g.give(0, dx)?)
+    }
+
+    fn flops(&self, _: &[&TensorType], _: &[&TensorType]) -> u64 {
+        0
+    }
+
+    fn eval(&self, x: &[&Array], results: &[&TensorType]) -> Result<Vec<Array>, EvalError> {
+        let outer = x[1].shape.len() - 1;
+        let depth = x[1].shape[outer];
+        let array = Array::from_fn(results[0], |i| {
+            let mut from = i[..self.batch_dims].to_vec();
+            for k in 0..depth {
+                let at = x[1].at(&[&i[..outer], &[k]].concat());
+                let n = x[0].shape[from.len()] as f64;
+                from.push(if at < 0.0 { at + n } else { at } as usize);
+            }
+            from.extend(&i[outer..]);
+            x[0].at(&from)
+        });
+        array.map(|a| vec![a])
+    }
+}
+
+pub(super) fn parse(name: &str, a: &mut AttrReader<'_>) -> Option<Result<Op, String>> {
+    (name == "gather_nd").then(|| {
+        let n = a.int_or("batch_dims", 0)?;
+        let batch_dims = usize::try_from(n).map_err(|_| format!("bad batch_dims {n}"))?;
+        Ok(GatherNd { batch_dims }.into())
+    })
+}

@@ -1,0 +1,225 @@
+//! Parameters: everything that exists before the step starts.
+
+use super::attrs::Attrs;
+use super::{Op, Operator, Types, one};
+use crate::dim::Bindings;
+use crate::dtype::DType;
+use crate::types::{TensorType, TypeError};
+use bytes::Bytes;
+use std::fmt;
+use std::sync::Arc;
+
+/// What training does with a parameter.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Role {
+    /// A weight that keeps its value.
+    Frozen,
+    /// A weight that the optimizer changes.
+    Trained,
+    /// State of the optimizer.
+    OptState,
+    /// An input of each step.
+    Input,
+    /// Not a weight: a table or a mask.
+    Constant,
+}
+
+impl Role {
+    const NAMES: [(Role, &'static str); 5] = [
+        (Role::Frozen, "frozen"),
+        (Role::Trained, "trained"),
+        (Role::OptState, "optstate"),
+        (Role::Input, "input"),
+        (Role::Constant, "constant"),
+    ];
+
+    /// The role with this spelling.
+    pub fn parse(name: &str) -> Option<Role> {
+        Self::NAMES
+            .iter()
+            .find(|(_, n)| *n == name)
+            .map(|(r, _)| *r)
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = Self::NAMES
+            .iter()
+            .find(|(r, _)| r == self)
+            .map_or("?", |(_, n)| n);
+        f.write_str(name)
+    }
+}
+
+/// How a new adapter matrix gets its first values, by PEFT's names.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Init {
+    /// Zero everywhere.
+    Zeros,
+    /// Uniform in ±1/√in: `kaiming_uniform_(a=√5)`.
+    Kaiming,
+    /// Normal with standard deviation 1/rank.
+    Gaussian,
+    /// Orthonormal rows.
+    Orthogonal,
+}
+
+impl Init {
+    /// Every init with its spelling.
+    pub const NAMES: [(Init, &'static str); 4] = [
+        (Init::Zeros, "zeros"),
+        (Init::Kaiming, "kaiming"),
+        (Init::Gaussian, "gaussian"),
+        (Init::Orthogonal, "orthogonal"),
+    ];
+
+    /// The spelling.
+    pub fn name(self) -> &'static str {
+        Self::NAMES
+            .iter()
+            .find(|(i, _)| *i == self)
+            .map_or("?", |(_, n)| n)
+    }
+}
+
+/// Weights in a file next to the model.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct External {
+    /// Path relative to the model's folder.
+    pub location: Arc<str>,
+    /// First byte.
+    pub offset: u64,
+    /// Number of bytes, if the model says so.
+    pub length: Option<u64>,
+}
+
+/// Where a parameter's values come from.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum Data {
+    /// Given at run time.
+    Runtime,
+    /// Little-endian elements.
+    Inline(Bytes),
+    /// In a file next to the model.
+    External(External),
+    /// Made when the model is written, from the parameter's name as seed.
+    Init(Init),
+    /// Known only by its digest, in a graph read from text.
+    Digest(u64),
+}
+
+/// A parameter's values and how they differ from its type.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Stored {
+    /// The values.
+    pub data: Data,
+    /// Their element type.
+    pub dtype: DType,
+    /// Whether they are the transpose of the parameter (an exporter folded `Wᵀ`).
+    pub transposed: bool,
+}
+
+/// A parameter, input, optimizer state or large constant.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Param {
+    /// Unique name; for weights, PyTorch's.
+    pub name: Arc<str>,
+    /// What training does with it.
+    pub role: Role,
+    /// Its type.
+    pub ty: TensorType,
+    /// Its values.
+    pub stored: Stored,
+}
+
+impl Param {
+    /// A parameter whose values are given at run time.
+    pub fn runtime(name: impl Into<Arc<str>>, role: Role, ty: TensorType) -> Self {
+        let stored = Stored {
+            data: Data::Runtime,
+            dtype: ty.dtype,
+            transposed: false,
+        };
+        Param {
+            name: name.into(),
+            role,
+            ty,
+            stored,
+        }
+    }
+
+    /// A parameter whose values have its own type.
+    pub fn new(name: impl Into<Arc<str>>, role: Role, ty: TensorType, data: Data) -> Self {
+        let stored = Stored {
+            data,
+            dtype: ty.dtype,
+            transposed: false,
+        };
+        Param {
+            name: name.into(),
+            role,
+            ty,
+            stored,
+        }
+    }
+
+    /// Whether this is a weight of the model or of an adapter.
+    pub fn is_weight(&self) -> bool {
+        matches!(self.role, Role::Frozen | Role::Trained)
+    }
+}
+
+impl Operator for Box<Param> {
+    fn name(&self) -> &'static str {
+        "param"
+    }
+
+    /// The text form has a line of its own for parameters, which prints these.
+    fn attrs(&self) -> Attrs {
+        let stored = &self.stored;
+        let attrs = Attrs::default()
+            .unless("stored", stored.dtype, self.ty.dtype)
+            .flag("transposed", stored.transposed);
+        match &stored.data {
+            Data::Runtime => attrs,
+            Data::Inline(bytes) => attrs.with("digest", format_args!("{:016x}", digest(bytes))),
+            Data::Digest(digest) => attrs.with("digest", format_args!("{digest:016x}")),
+            Data::Init(init) => attrs.with("init", init.name()),
+            Data::External(e) => attrs
+                .with("external", format_args!("{:?}", e.location))
+                .with("offset", e.offset)
+                .with(
+                    "length",
+                    e.length.map_or("rest".to_string(), |n| n.to_string()),
+                ),
+        }
+    }
+
+    fn arity(&self) -> (usize, usize) {
+        (0, 0)
+    }
+
+    fn infer(&self, _: &[&TensorType]) -> Result<Types, TypeError> {
+        Ok(one(self.ty.clone()))
+    }
+
+    fn bind(&self, bindings: &Bindings) -> Option<Op> {
+        let ty = self.ty.bind(bindings)?;
+        Some(Op::Param(Box::new(Param {
+            ty,
+            ..(**self).clone()
+        })))
+    }
+
+    fn flops(&self, _: &[&TensorType], _: &[&TensorType]) -> u64 {
+        0
+    }
+}
+
+/// 64-bit FNV-1a, to tell weights apart in the text form.
+fn digest(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
+}
