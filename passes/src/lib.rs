@@ -1,1 +1,25 @@
-//! Work in progress.
+//! The graph passes of lorafa-opt, one file each, and the manager that runs them.
+//!
+//! A pass is a unit struct with a name (its file, its CLI spelling and its fixture folder), a kind
+//! and a `run`. The list in [`registry`] is the only place that names them all; the manager
+//! ([`manager`]) alone verifies, times, dumps and stops.
+
+pub mod attach_loss;
+pub mod attach_optimizer;
+pub mod bind_dims;
+pub mod canonicalize;
+pub mod convert_precision;
+pub mod differentiate;
+pub mod eliminate_common_subexpressions;
+pub mod eliminate_dead_code;
+pub mod find_lora;
+pub mod fold_constants;
+pub mod freeze_lora_a;
+pub mod inject_lora;
+pub mod manager;
+pub mod pass;
+pub mod registry;
+pub mod targets;
+
+pub use manager::{Manager, RunError};
+pub use pass::{Changed, Pass, PassCx, PassError, PassKind};

@@ -2,8 +2,9 @@
 //!
 //! A [`Dim`] is an integer polynomial over named symbols (`batch`, `seq`) and over the few
 //! non-polynomial terms that exporters write (`a//b`, `max(a, b)`, `min(a, b)`). Polynomials are
-//! kept in a normal form, so equality of dimensions is equality of `Dim`s. Arithmetic saturates:
-//! a dimension that large is refused where a type is built from it.
+//! kept in a normal form, so equality of dimensions is equality of `Dim`s. Arithmetic saturates,
+//! and so does an expression with too many terms: a dimension that large is refused where a type
+//! is built from it.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -39,6 +40,36 @@ enum Atom {
     Min(Dim, Dim),
 }
 
+/// Terms and atoms of an expression, those inside its divisions included, beyond which it
+/// saturates: exporters write a handful, and products of sums grow exponentially.
+const MAX_SIZE: usize = 256;
+
+/// Divisions, maxima and minima inside each other beyond which an expression saturates, to bound
+/// recursion.
+const MAX_LEVELS: usize = 16;
+
+impl Poly {
+    /// The number of terms and atoms, and the levels of nesting.
+    fn size(&self) -> (usize, usize) {
+        let (mut size, mut levels) = (self.0.len(), 0);
+        for atom in self.0.iter().flat_map(|t| &t.atoms) {
+            size += 1;
+            let (Atom::FloorDiv(a, b) | Atom::Max(a, b) | Atom::Min(a, b)) = atom else {
+                continue;
+            };
+            for dim in [a, b] {
+                let inner = match dim {
+                    Dim::Known(_) => (1, 0),
+                    Dim::Expr(poly) => poly.size(),
+                };
+                size += inner.0;
+                levels = levels.max(inner.1 + 1);
+            }
+        }
+        (size, levels)
+    }
+}
+
 impl Dim {
     /// The symbol `name`.
     pub fn sym(name: &str) -> Dim {
@@ -46,10 +77,21 @@ impl Dim {
     }
 
     fn atom(atom: Atom) -> Dim {
-        Dim::Expr(Arc::new(Poly(vec![Term {
+        Dim::bounded(vec![Term {
             atoms: vec![atom],
             coeff: 1,
-        }])))
+        }])
+    }
+
+    /// The polynomial, or the largest number if it is beyond the limits.
+    fn bounded(terms: Vec<Term>) -> Dim {
+        let poly = Poly(terms);
+        let (size, levels) = poly.size();
+        if size > MAX_SIZE || levels > MAX_LEVELS {
+            Dim::Known(i64::MAX)
+        } else {
+            Dim::Expr(Arc::new(poly))
+        }
     }
 
     /// The number, if no symbol is left.
@@ -92,7 +134,7 @@ impl Dim {
         let mut sum: BTreeMap<Vec<Atom>, i64> = BTreeMap::new();
         for term in terms {
             let coeff = sum.entry(term.atoms).or_default();
-            *coeff = coeff.saturating_add(term.coeff);
+            *coeff = coeff.saturating_add(term.coeff).max(-i64::MAX);
         }
         let terms: Vec<Term> = sum
             .into_iter()
@@ -102,14 +144,14 @@ impl Dim {
         match terms.as_slice() {
             [] => Dim::Known(0),
             [only] if only.atoms.is_empty() => Dim::Known(only.coeff),
-            _ => Dim::Expr(Arc::new(Poly(terms))),
+            _ => Dim::bounded(terms),
         }
     }
 
     /// `self + other`.
     pub fn plus(&self, other: &Dim) -> Dim {
         match (self, other) {
-            (Dim::Known(a), Dim::Known(b)) => Dim::Known(a.saturating_add(*b)),
+            (Dim::Known(a), Dim::Known(b)) => Dim::Known(a.saturating_add(*b).max(-i64::MAX)),
             _ => Dim::from_terms(self.terms().into_iter().chain(other.terms())),
         }
     }
@@ -122,7 +164,7 @@ impl Dim {
     /// `self * other`.
     pub fn times(&self, other: &Dim) -> Dim {
         if let (Dim::Known(a), Dim::Known(b)) = (self, other) {
-            return Dim::Known(a.saturating_mul(*b));
+            return Dim::Known(a.saturating_mul(*b).max(-i64::MAX));
         }
         let (left, right) = (self.terms(), other.terms());
         Dim::from_terms(left.iter().flat_map(|a| {
@@ -131,7 +173,7 @@ impl Dim {
                 atoms.sort();
                 Term {
                     atoms,
-                    coeff: a.coeff.saturating_mul(b.coeff),
+                    coeff: a.coeff.saturating_mul(b.coeff).max(-i64::MAX),
                 }
             })
         }))
@@ -171,6 +213,7 @@ impl Dim {
     pub fn floor_div(&self, other: &Dim) -> Option<Dim> {
         match (self, other) {
             (_, Dim::Known(0)) => None,
+            (Dim::Known(i64::MAX), Dim::Expr(_)) => Some(self.clone()),
             (Dim::Known(a), Dim::Known(b)) => {
                 let q = a.checked_div(*b)?;
                 Some(Dim::Known(if a % b != 0 && (*a < 0) != (*b < 0) {
@@ -328,8 +371,9 @@ impl fmt::Display for Poly {
     }
 }
 
-/// Nesting beyond which an expression is refused, to bound the parser's recursion.
-const MAX_DEPTH: usize = 32;
+/// Parentheses inside each other beyond which a text is refused, to bound the parser's recursion;
+/// the deepest expression prints two of them a level.
+const MAX_DEPTH: usize = 2 * MAX_LEVELS + 8;
 
 impl std::str::FromStr for Dim {
     type Err = String;

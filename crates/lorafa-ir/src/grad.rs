@@ -60,11 +60,14 @@ impl<'p, 'g> Gradient<'p, 'g> {
         self.result_grads.get(slot).copied().flatten()
     }
 
-    /// The gradient of result 0.
+    /// The gradient of result 0, which must be the only result that anything depends on.
     pub fn dy(&self) -> Result<ValueId, GradientError> {
-        self.result_grad(0).ok_or_else(|| {
-            GradientError::Unsupported("only its first result has a gradient".into())
-        })
+        match self.result_grads {
+            [Some(dy), rest @ ..] if rest.iter().all(Option::is_none) => Ok(*dy),
+            _ => Err(GradientError::Unsupported(
+                "only its first result has a gradient".into(),
+            )),
+        }
     }
 
     /// A forward operand.

@@ -87,6 +87,12 @@ impl<'a> AttrReader<'a> {
         self.0.remove(name)
     }
 
+    /// A string: a bare or quoted name.
+    pub fn name(&mut self, name: &str) -> Result<String, String> {
+        let text = self.take(name)?;
+        crate::text::parse_name(text).map_err(|e| format!("attribute `{name}`: {e}"))
+    }
+
     /// An integer.
     pub fn int(&mut self, name: &str) -> Result<i64, String> {
         let text = self.take(name)?;
@@ -158,13 +164,25 @@ impl<'a> AttrReader<'a> {
     }
 }
 
+/// The characters outside quotes, with their positions.
+pub(crate) fn unquoted(text: &str) -> impl Iterator<Item = (usize, char)> {
+    let (mut quoted, mut escaped) = (false, false);
+    text.char_indices().filter(move |(_, c)| {
+        match c {
+            _ if escaped => escaped = false,
+            '\\' if quoted => escaped = true,
+            '"' => quoted = !quoted,
+            _ => return !quoted,
+        }
+        false
+    })
+}
+
 /// Splits at commas outside brackets and quotes, trimming each item; empty text has no items.
 pub fn split(text: &str) -> Vec<&str> {
-    let (mut items, mut depth, mut start, mut quoted) = (Vec::new(), 0usize, 0, false);
-    for (i, c) in text.char_indices() {
+    let (mut items, mut depth, mut start) = (Vec::new(), 0usize, 0);
+    for (i, c) in unquoted(text) {
         match c {
-            '"' => quoted = !quoted,
-            _ if quoted => {}
             '(' | '[' => depth += 1,
             ')' | ']' => depth = depth.saturating_sub(1),
             ',' if depth == 0 => {

@@ -40,8 +40,8 @@ impl Operator for Box<OnnxOp> {
         }
         let given: Vec<u8> = self.inputs.iter().map(|i| u8::from(*i)).collect();
         Attrs::default()
-            .with("op", format_args!("\"{}\"", self.op))
-            .with("domain", format_args!("\"{}\"", self.domain))
+            .with("op", format_args!("{:?}", self.op))
+            .with("domain", format_args!("{:?}", self.domain))
             .with("opset", self.opset)
             .with("attributes", format_args!("\"{hex}\""))
             .list("inputs", given)
@@ -68,13 +68,7 @@ impl Operator for Box<OnnxOp> {
 
 pub(super) fn parse(name: &str, a: &mut AttrReader<'_>) -> Option<Result<Op, String>> {
     (name == "onnx").then(|| {
-        let word = |a: &mut AttrReader<'_>, name: &str| -> Result<Arc<str>, String> {
-            let text = a
-                .text(name)
-                .ok_or_else(|| format!("attribute `{name}` is missing"))?;
-            Ok(text.trim_matches('"').into())
-        };
-        let hex = word(a, "attributes")?;
+        let hex = a.name("attributes")?;
         let digits = hex.as_bytes().chunks(2).map(|pair| {
             let pair = std::str::from_utf8(pair).map_err(|_| "bad hex".to_string())?;
             u8::from_str_radix(pair, 16).map_err(|_| format!("bad hex `{pair}`"))
@@ -83,8 +77,8 @@ pub(super) fn parse(name: &str, a: &mut AttrReader<'_>) -> Option<Result<Op, Str
         let given: Vec<u8> = a.list("inputs")?;
         let results = a.items("results")?.into_iter().map(parse_type);
         Ok(Op::Onnx(Box::new(OnnxOp {
-            op: word(a, "op")?,
-            domain: word(a, "domain")?,
+            op: a.name("op")?.into(),
+            domain: a.name("domain")?.into(),
             opset: a.int("opset")?,
             attributes: attributes.into(),
             inputs: given.into_iter().map(|i| i != 0).collect(),

@@ -2,7 +2,7 @@
 
 use super::print::is_word;
 use crate::dtype::DType;
-use crate::ops::attrs::{AttrReader, split};
+use crate::ops::attrs::{AttrReader, split, unquoted};
 use crate::types::{Shape, TensorType};
 
 /// A position in a line.
@@ -26,6 +26,11 @@ impl<'a> Cursor<'a> {
             self.text = rest.trim_start();
         }
         rest.is_some()
+    }
+
+    /// Whether this character comes next.
+    pub(super) fn next_is(&self, c: char) -> bool {
+        self.text.starts_with(c)
     }
 
     pub(super) fn expect(&mut self, token: &str) -> Result<(), String> {
@@ -79,11 +84,7 @@ impl<'a> Cursor<'a> {
         if !self.eat("{") {
             return Ok(reader);
         }
-        let mut quoted = false;
-        let end = self.text.char_indices().find(|(_, c)| {
-            quoted ^= *c == '"';
-            *c == '}' && !quoted
-        });
+        let end = unquoted(self.text).find(|(_, c)| *c == '}');
         let (end, _) = end.ok_or("`{` is not closed")?;
         for item in split(&self.text[..end]) {
             let (name, value) = item.split_once('=').unwrap_or((item, ""));
@@ -117,6 +118,17 @@ fn escape(chars: &mut std::str::CharIndices<'_>) -> Result<char, String> {
     }
 }
 
+/// Reads a bare or quoted name that is all of `text`.
+pub(crate) fn parse_name(text: &str) -> Result<String, String> {
+    let mut cursor = Cursor::new(text);
+    let name = cursor.name()?;
+    if cursor.is_empty() {
+        Ok(name)
+    } else {
+        Err(format!("expected a name, found `{text}`"))
+    }
+}
+
 /// Reads `f32[2,seq]`.
 pub fn parse_type(text: &str) -> Result<TensorType, String> {
     let inner = text
@@ -134,10 +146,6 @@ pub fn parse_type(text: &str) -> Result<TensorType, String> {
 
 /// The line without its comment.
 pub(super) fn strip_comment(line: &str) -> &str {
-    let mut quoted = false;
-    let end = line.char_indices().find(|(_, c)| {
-        quoted ^= *c == '"';
-        *c == ';' && !quoted
-    });
+    let end = unquoted(line).find(|(_, c)| *c == ';');
     line[..end.map_or(line.len(), |(i, _)| i)].trim()
 }

@@ -23,6 +23,7 @@ mod lines;
 mod parse;
 mod print;
 
+pub(crate) use lines::parse_name;
 pub use lines::parse_type;
 pub use parse::{ParseError, parse};
 pub use print::{OpDisplay, ValueDisplay};

@@ -37,26 +37,24 @@ pub fn parse(text: &str) -> Result<Graph, ParseError> {
             })?;
         }
     }
-    if parser.open || parser.graph.is_none() {
-        let line = text.lines().count();
-        return Err(ParseError {
-            line,
+    parser.origins()?;
+    match parser.graph {
+        Some(graph) if !parser.open => Ok(graph),
+        _ => Err(ParseError {
+            line: text.lines().count(),
             message: "expected `graph @name {` … `}`".into(),
-        });
+        }),
     }
-    Ok(parser.graph.unwrap_or_default())
 }
 
 /// The largest number of a value: the graph keeps a table up to it.
-const MAX_VALUES: u32 = 1 << 24;
+const MAX_VALUES: u32 = 1 << 20;
 
-/// The number in `v7`.
+/// The number in `v7`, which has one spelling.
 fn number(name: &str) -> Option<u32> {
-    name.trim()
-        .strip_prefix('v')?
-        .parse()
-        .ok()
-        .filter(|n| *n < MAX_VALUES)
+    let digits = name.trim().strip_prefix('v')?;
+    let number: u32 = digits.parse().ok()?;
+    (number < MAX_VALUES && number.to_string() == digits).then_some(number)
 }
 
 /// The largest number that the text gives a value, plus one: parameters, which have ids but no
@@ -64,7 +62,7 @@ fn number(name: &str) -> Option<u32> {
 fn numbered(text: &str) -> usize {
     let results = text
         .lines()
-        .filter_map(|line| line.split_once(" = "))
+        .filter_map(|line| line.split_once('='))
         .map(|(names, _)| names);
     let numbers = results
         .flat_map(|names| names.split(','))
@@ -80,6 +78,8 @@ struct Parser {
     region: Option<Region>,
     values: BTreeMap<String, ValueId>,
     ops: BTreeMap<String, OpId>,
+    /// Ops with what `of` says and its line: that may be an op further down.
+    origins: Vec<(OpId, String, usize)>,
 }
 
 impl Parser {
@@ -91,19 +91,16 @@ impl Parser {
             graph.reserve_values(self.numbered);
             self.graph = Some(graph);
             self.open = true;
-            return c.expect("{");
-        }
-        if !self.open {
+            c.expect("{")?;
+        } else if !self.open {
             return Err("expected the end after `}`".into());
-        }
-        if let Some(region) = [Region::Forward, Region::Backward, Region::Update]
+        } else if let Some(region) = [Region::Forward, Region::Backward, Region::Update]
             .into_iter()
             .find(|r| heading(*r) == line)
         {
             self.region = Some(region);
             return Ok(());
-        }
-        if c.eat("}") {
+        } else if c.eat("}") {
             self.open = false;
         } else if c.eat("param %") {
             self.param(&mut c)?;
@@ -126,11 +123,7 @@ impl Parser {
     }
 
     fn value(&self, c: &mut Cursor<'_>) -> Result<ValueId, String> {
-        let name = if c.eat("%") {
-            format!("%{}", c.name()?)
-        } else {
-            c.name()?
-        };
+        let name = reference(c)?;
         self.values
             .get(&name)
             .copied()
@@ -169,6 +162,18 @@ impl Parser {
         self.define(format!("%{name}"), value, id)
     }
 
+    /// Resolves what `of` says.
+    fn origins(&mut self) -> Result<(), ParseError> {
+        for (op, name, line) in std::mem::take(&mut self.origins) {
+            let Some(of) = self.ops.get(&name).copied() else {
+                let message = format!("`{name}` is not defined");
+                return Err(ParseError { line, message });
+            };
+            self.graph().op_mut(op).site.of = Some(of);
+        }
+        Ok(())
+    }
+
     fn define(&mut self, name: String, value: ValueId, op: OpId) -> Result<(), String> {
         self.ops.insert(name.clone(), op);
         match self.values.insert(name.clone(), value) {
@@ -185,15 +190,14 @@ impl Parser {
         c.expect("=")?;
         let mnemonic = c.name()?;
         let mut operands = Vec::new();
-        let mut attrs = c.attrs()?;
-        while attrs.0.is_empty() && !c.eat(":") {
+        while !c.next_is('{') && !c.next_is(':') {
             operands.push(self.value(c)?);
-            c.eat(",");
-            attrs = c.attrs()?;
-            if !attrs.0.is_empty() {
-                c.expect(":")?;
+            if !c.eat(",") {
+                break;
             }
         }
+        let mut attrs = c.attrs()?;
+        c.expect(":")?;
         let mut types: Vec<TensorType> = vec![c.ty()?];
         while c.eat(",") {
             types.push(c.ty()?);
@@ -207,14 +211,11 @@ impl Parser {
         if c.eat("@") {
             site.module = c.name()?.into();
         }
-        if c.eat("of ") {
-            let name = if c.eat("%") {
-                format!("%{}", c.name()?)
-            } else {
-                c.name()?
-            };
-            site.of = self.ops.get(&name).copied();
-        }
+        let origin = if c.eat("of ") {
+            Some(reference(c)?)
+        } else {
+            None
+        };
         let results: Option<Vec<ValueId>> = names.iter().map(|n| number(n).map(ValueId)).collect();
         let results = results.ok_or("results are spelled `v` and a number")?;
         if let Some(name) = names.iter().find(|n| self.values.contains_key(*n)) {
@@ -224,6 +225,7 @@ impl Parser {
         let id = self
             .graph()
             .push_numbered(kind, &operands, typed, site, "text");
+        self.origins.extend(origin.map(|name| (id, name, line + 1)));
         for (name, value) in names.into_iter().zip(results) {
             self.define(name, value, id)?;
         }
@@ -254,7 +256,15 @@ impl Parser {
             let text = a
                 .text(name)
                 .ok_or_else(|| format!("attribute `{name}` is missing"))?;
-            self.value(&mut Cursor::new(text))
+            let mut c = Cursor::new(text);
+            let value = self.value(&mut c)?;
+            if c.is_empty() {
+                Ok(value)
+            } else {
+                Err(format!(
+                    "attribute `{name}`: expected a value, found `{text}`"
+                ))
+            }
         };
         let (va, vb, x, xa) = (value("a")?, value("b")?, value("x")?, value("xa")?);
         let rank = u64::try_from(a.int("rank")?).map_err(|_| "negative rank")?;
@@ -271,6 +281,15 @@ impl Parser {
         });
         Ok(())
     }
+}
+
+/// What a value is called where it is read.
+fn reference(c: &mut Cursor<'_>) -> Result<String, String> {
+    Ok(if c.eat("%") {
+        format!("%{}", c.name()?)
+    } else {
+        c.name()?
+    })
 }
 
 fn site(region: Region, seq: i64) -> Site {
@@ -300,11 +319,14 @@ fn data(a: &mut AttrReader<'_>) -> Result<Data, String> {
             .map(|(i, _)| Data::Init(*i))
             .ok_or_else(|| format!("no init is called `{name}`"));
     }
-    let Some(location) = a.text("external") else {
+    if !a.0.contains_key("external") {
         return Ok(Data::Runtime);
-    };
-    let location = Cursor::new(location).name()?.into();
-    let offset = u64::try_from(a.int("offset")?).map_err(|_| "negative offset")?;
+    }
+    let location = a.name("external")?.into();
+    let offset = a.text("offset").ok_or("attribute `offset` is missing")?;
+    let offset = offset
+        .parse()
+        .map_err(|_| format!("bad offset `{offset}`"))?;
     let length = match a.text("length") {
         None | Some("rest") => None,
         Some(n) => Some(n.parse().map_err(|_| format!("bad length `{n}`"))?),

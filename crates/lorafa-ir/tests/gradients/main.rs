@@ -1,0 +1,194 @@
+//! Gradient rules against finite differences, op by op.
+
+#[path = "../common/decompose.rs"]
+mod decompose;
+mod elementwise;
+mod harness;
+#[path = "../common/mnemonics.rs"]
+mod mnemonics;
+#[path = "../common/rng.rs"]
+mod rng;
+mod structured;
+mod variants;
+
+use elementwise::{Coverage, ELEMENTWISE};
+use harness::{Case, close, evaluate};
+use lorafa_ir::grad::GradientError;
+use lorafa_ir::ops::{Param, Role};
+use lorafa_ir::{Op, OutputKind};
+use mnemonics::MNEMONICS;
+use std::collections::BTreeSet;
+use structured::STRUCTURED;
+use variants::{VARIANTS, variant};
+
+fn table() -> impl Iterator<Item = &'static (&'static str, Coverage)> {
+    ELEMENTWISE.iter().chain(STRUCTURED)
+}
+
+#[test]
+fn every_op_is_in_the_table() {
+    let listed: Vec<&str> = table().map(|(name, _)| *name).collect();
+    assert_eq!(listed, MNEMONICS);
+    let mut reached = BTreeSet::from([0]); // `param`, which is no op in the text form.
+    for (name, coverage) in table() {
+        match coverage {
+            Coverage::Cases(cases) => {
+                let case = Case::new(name, cases[0]);
+                reached.insert(variant(&case.graph.op(case.op).kind));
+            }
+            Coverage::Refuses(_, case) => {
+                let case = Case::new(name, case);
+                reached.insert(variant(&case.graph.op(case.op).kind));
+            }
+            Coverage::Elsewhere(why) => assert!(["param", "dropout"].contains(name), "{why}"),
+        }
+    }
+    let dropout = harness::parse_op("dropout", "{ratio=0.5, seed=1}");
+    reached.insert(variant(&dropout));
+    assert_eq!(reached, (0..VARIANTS).collect());
+}
+
+#[test]
+fn rules_agree_with_finite_differences() {
+    for (name, coverage) in table() {
+        if let Coverage::Cases(cases) = coverage {
+            for case in *cases {
+                Case::new(name, case).check(&format!("{name} {case}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn ops_without_a_rule_say_so() {
+    for (name, coverage) in table() {
+        if let Coverage::Refuses(why, text) = coverage {
+            let mut case = Case::new(name, text);
+            let dy = case.add_dy();
+            let refusal = case.gradient(dy, &[true; 6]);
+            assert_eq!(
+                refusal,
+                Err(GradientError::NotDifferentiable),
+                "{name}: {why}"
+            );
+        }
+    }
+}
+
+#[test]
+fn rules_refuse_what_they_do_not_cover() {
+    for (name, text, message) in [
+        (
+            "slice",
+            "f64[5] {axes=[0:0:2:2]}",
+            "`slice` has a gradient only for step 1",
+        ),
+        (
+            "pad",
+            "f64[5] {before=[-1], after=[0], value=0.0}",
+            "`pad` that cuts has no gradient rule",
+        ),
+        (
+            "gather_nd",
+            "f64[2,3], i64[2,1]=(0,1) {batch_dims=1}",
+            "`gather_nd` has a gradient only without batch axes",
+        ),
+        (
+            "pow",
+            "+f64[2], f64[2]",
+            "`pow` has a gradient only for a constant exponent",
+        ),
+        (
+            "pow",
+            "+f64[2], ~f64[]",
+            "`pow` has a gradient only for a constant exponent",
+        ),
+    ] {
+        let mut case = Case::new(name, text);
+        let dy = case.add_dy();
+        let wants = case.wants.clone();
+        let refusal = case.gradient(dy, &wants).unwrap_err();
+        assert_eq!(refusal.to_string(), message);
+    }
+}
+
+#[test]
+fn a_result_beside_the_first_has_no_gradient() {
+    let mut case = Case::new("layer_norm", "f64[2,3], f64[3] {axis=1, eps=1e-5}");
+    let mean = case.graph.op(case.op).results[1];
+    let dy = case.add_dy();
+    let op = case.op;
+    for grads in [vec![None, Some(mean)], vec![Some(dy), Some(mean)]] {
+        let mut patch = case.graph.patch("gradient");
+        let wants = [true, false];
+        let given = lorafa_ir::grad::Gradient::apply(&mut patch, op, &grads, &wants);
+        let message = "only its first result has a gradient".to_string();
+        assert_eq!(given, Err(GradientError::Unsupported(message)));
+    }
+}
+
+#[test]
+fn ties_are_shared() {
+    for (name, text, expected) in [
+        ("max", "f64[2]=(1,2), f64[2]=(1,1)", [0.5, 1.0]),
+        ("min", "f64[2]=(1,2), f64[2]=(1,1)", [0.5, 0.0]),
+        ("reduce_max", "f64[2]=(3,3) {axes=[0]}", [0.5, 0.5]),
+        ("relu", "f64[2]=(0,1)", [0.0, 1.0]),
+    ] {
+        let mut case = Case::new(name, text);
+        let dy = case.add_dy();
+        case.values.entry(dy).and_modify(|dy| dy.data.fill(1.0));
+        let grads = case.gradient(dy, &case.wants.clone()).unwrap();
+        let mut patch = case.graph.patch("case");
+        patch.output("dx", grads[0].unwrap(), OutputKind::Value);
+        let dx = &evaluate(case.graph, &case.values)["dx"];
+        close(&dx.data, &expected, name);
+    }
+}
+
+#[test]
+fn dropout_lets_through_what_survived() {
+    let mut case = Case::new("dropout", "f64[5] {ratio=0.2, seed=1}");
+    let dy = case.add_dy();
+    let dx = case.gradient(dy, &[true]).unwrap()[0].unwrap();
+    let mask = case.graph.op(case.op).results[1];
+    let mut patch = case.graph.patch("case");
+    let ty = patch.ty(mask).clone();
+    let array = lorafa_ir::interp::Array::new(&ty, vec![1.0, 0.0, 1.0, 1.0, 0.0]).unwrap();
+    let param = Param::runtime("mask", Role::Input, ty);
+    let given = patch.add1(Op::Param(Box::new(param)), &[]).unwrap();
+    patch.replace(mask, given).unwrap();
+    patch.retain_outputs(|_| false);
+    patch.output("dx", dx, OutputKind::Value);
+    patch.remove(case.op).unwrap();
+    case.values.insert(given, array.clone());
+    let dx = &evaluate(case.graph, &case.values)["dx"];
+    let dy = case.values[&dy].data.iter().zip(&array.data);
+    let expected: Vec<f64> = dy.map(|(dy, mask)| dy * mask / 0.8).collect();
+    close(&dx.data, &expected, "dropout");
+}
+
+#[test]
+fn adamw_is_pytorchs() {
+    let (beta1, beta2, decay, lr, step) = (0.5, 0.75, 0.125, 0.25, 3);
+    let attrs = format!("{{beta1={beta1}, beta2={beta2}, weight_decay={decay}}}");
+    let text = format!("f32[3], f32[3], f32[3], +f32[3], i64[]=({step}), f32[]=({lr}) {attrs}");
+    let mut case = Case::new("adamw", &text);
+    let operands = case.graph.op(case.op).operands.clone();
+    let results = case.graph.op(case.op).results.clone();
+    let mut patch = case.graph.patch("case");
+    for (name, value) in ["param", "m", "v"].iter().zip(results) {
+        patch.output(*name, value, OutputKind::Value);
+    }
+    let found = evaluate(case.graph, &case.values);
+    let at = |slot: usize, i: usize| case.values[&operands[slot]].data[i];
+    for i in 0..3 {
+        let (param, grad) = (at(0, i), at(1, i));
+        let m = beta1 * at(2, i) + (1.0 - beta1) * grad;
+        let v = beta2 * at(3, i) + (1.0 - beta2) * grad * grad;
+        let (m_hat, v_hat) = (m / (1.0 - beta1.powi(step)), v / (1.0 - beta2.powi(step)));
+        let next = param * (1.0 - lr * decay) - lr * m_hat / (v_hat.sqrt() + 1e-8);
+        let row = ["param", "m", "v"].map(|name| found[name].data[i]);
+        close(&row, &[next, m, v], "adamw");
+    }
+}

@@ -1,0 +1,236 @@
+//! For every other op, cases of its gradient or the reason why it has none.
+
+use crate::elementwise::Coverage::{self, Cases, Elsewhere, Refuses};
+use crate::elementwise::SECOND_ORDER;
+
+/// Two dimensions each, then batches that agree, broadcast, or are on one side only.
+const MATMUL: Coverage = Cases(&[
+    "f64[3,4], f64[4,2]",
+    "f64[4,3], f64[4,2] {trans_a}",
+    "f64[3,4], f64[2,4] {trans_b}",
+    "f64[4,3], f64[2,4] {trans_a, trans_b}",
+    "f64[2,3,4], f64[2,4,5]",
+    "f64[2,4,3], f64[2,4,5] {trans_a}",
+    "f64[2,3,4], f64[2,5,4] {trans_b}",
+    "f64[2,4,3], f64[2,5,4] {trans_a, trans_b}",
+    "f64[2,1,3,4], f64[3,4,2]",
+    "f64[2,1,4,3], f64[3,2,4] {trans_a, trans_b}",
+    "f64[1,3,4], f64[2,4,5]",
+    "f64[2,3,4], f64[1,4,5] {}",
+    "f64[2,3,4], f64[4,5]",
+    "f64[2,4,3], f64[4,5] {trans_a}",
+    "f64[2,3,4], f64[5,4] {trans_b}",
+    "f64[2,4,3], f64[5,4] {trans_a, trans_b}",
+    "f64[2,2,3,4], f64[4,5]",
+    "f64[3,4], f64[2,4,5]",
+    "f64[4,3], f64[2,4,5] {trans_a}",
+    "f64[3,4], f64[2,5,4] {trans_b}",
+    "f64[4,3], f64[2,5,4] {trans_a, trans_b}",
+    "f64[2,3,4], ~f64[4,5]",
+    "~f64[2,3,4], f64[4,5]",
+]);
+
+const REDUCE: Coverage = Cases(&[
+    "f64[2,3] {axes=[1]}",
+    "f64[2,3] {axes=[0], keep_dims}",
+    "f64[2,3,4] {axes=[0,2]}",
+    "f64[2,3,4] {axes=[0,2], keep_dims}",
+    "f64[2,3] {axes=[0,1]}",
+    "f64[2,1,3] {axes=[1]}",
+    "f64[2,3] {axes=[]}",
+]);
+
+const SOFTMAX: Coverage = Cases(&[
+    "f64[3,4] {axis=1}",
+    "f64[3,4] {axis=0}",
+    "f64[2,3,4] {axis=1}",
+    "f64[5] {axis=0}",
+]);
+
+/// Ops that move, reduce, multiply, index or normalize, and the rest.
+pub const STRUCTURED: &[(&str, Coverage)] = &[
+    ("matmul", MATMUL),
+    (
+        "reshape",
+        Cases(&[
+            "f64[2,6] {shape=[3,4]}",
+            "f64[2,3] {shape=[6]}",
+            "f64[1] {shape=[]}",
+            "f64[2,3] {shape=[1,2,3,1]}",
+        ]),
+    ),
+    (
+        "expand",
+        Cases(&[
+            "f64[3] {shape=[2,3]}",
+            "f64[2,1] {shape=[2,3]}",
+            "f64[1,3,1] {shape=[2,4,3,2]}",
+            "f64[] {shape=[2,2]}",
+            "f64[2,3] {shape=[2,3]}",
+            "f64[1] {shape=[1,1]}",
+        ]),
+    ),
+    (
+        "transpose",
+        Cases(&[
+            "f64[2,3] {perm=[1,0]}",
+            "f64[2,3,4] {perm=[2,0,1]}",
+            "f64[2,3,4] {perm=[1,2,0]}",
+            "f64[2,3,2,2] {perm=[0,2,1,3]}",
+            "f64[] {perm=[]}",
+        ]),
+    ),
+    (
+        "slice",
+        Cases(&[
+            "f64[5] {axes=[0:1:3:1]}",
+            "f64[4,5] {axes=[0:2:2:1,1:0:3:1]}",
+            "f64[3,4,2] {axes=[1:3:1:1]}",
+            "f64[3,4] {axes=[1:2:0:1]}",
+        ]),
+    ),
+    (
+        "pad",
+        Cases(&[
+            "f64[3] {before=[1], after=[2], value=0.5}",
+            "f64[2,3] {before=[0,2], after=[1,0], value=-1.0}",
+        ]),
+    ),
+    (
+        "concat",
+        Cases(&[
+            "f64[2,3], f64[4,3] {axis=0}",
+            "f64[2,3], f64[2,1], f64[2,2] {axis=1}",
+            "f64[2,1,2], ~f64[2,3,2], f64[2,2,2] {axis=1}",
+            "f64[3] {axis=0}",
+        ]),
+    ),
+    ("reduce_sum", REDUCE),
+    ("reduce_mean", REDUCE),
+    ("reduce_max", REDUCE),
+    (
+        "cumsum",
+        Cases(&[
+            "f64[4] {axis=0}",
+            "f64[3,4] {axis=1, exclusive}",
+            "f64[3,4] {axis=0, reverse}",
+            "f64[2,3,2] {axis=1, exclusive, reverse}",
+        ]),
+    ),
+    (
+        "gather",
+        Cases(&[
+            "f64[4,3], i64[2]=(3,1) {axis=0}",
+            "f64[4,3], i64[2,3]=(3,1,1,0,-1,3) {axis=0}",
+            "f64[4,3], i64[]=(2) {axis=0}",
+            "f64[2,4], i64[3]=(0,3,3) {axis=1}",
+            "f64[2,4,3], i64[2,2]=(0,3,3,-2) {axis=1}",
+            "f64[2,3,4], i64[2,1]=(1,2) {axis=2}",
+            "f64[2,4,3], i32[]=(1) {axis=1}",
+        ]),
+    ),
+    (
+        "gather_grad",
+        Refuses(SECOND_ORDER, "i64[2]=(0,1), f64[2,3] {shape=[4,3]}"),
+    ),
+    (
+        "gather_elements",
+        Cases(&[
+            "f64[3,4], i64[3,2]=(0,3,1,1,-1,2) {axis=1}",
+            "f64[3,4], i64[2,3]=(0,2,1,0,0,2) {axis=0}",
+        ]),
+    ),
+    (
+        "gather_nd",
+        Cases(&[
+            "f64[3,4], i64[2,1]=(2,0)",
+            "f64[3,4], i64[3,2]=(2,0,1,3,1,3)",
+            "f64[2,3,2], i64[2,2,2]=(0,1,1,2,1,0,0,1)",
+            "f64[2,3,2], i64[2,2]=(0,1,-1,2)",
+        ]),
+    ),
+    (
+        "scatter_elements",
+        Cases(&[
+            "f64[3,4], i64[3,2]=(0,3,1,2,2,0), f64[3,2] {axis=1}",
+            "f64[3,4], i64[3,2]=(0,3,1,1,2,0), f64[3,2] {add, axis=1}",
+            "f64[3,2], i64[2,2]=(0,2,2,1), f64[2,2] {axis=0}",
+            "f64[3,2], i64[2,2]=(0,-1,0,1), f64[2,2] {add, axis=0}",
+        ]),
+    ),
+    (
+        "scatter_nd",
+        Cases(&[
+            "f64[4,3], i64[2,1]=(2,0), f64[2,3]",
+            "f64[4,3], i64[2,1]=(2,2), f64[2,3] {add}",
+            "f64[4,3], i64[3,2]=(2,0,1,1,3,2), f64[3]",
+            "f64[2,3,2], i64[2,1,2]=(1,2,0,-1), f64[2,1,2] {add}",
+        ]),
+    ),
+    ("softmax", SOFTMAX),
+    ("log_softmax", SOFTMAX),
+    (
+        "softmax_grad",
+        Refuses(SECOND_ORDER, "f64[2,3], f64[2,3] {axis=1}"),
+    ),
+    (
+        "log_softmax_grad",
+        Refuses(SECOND_ORDER, "f64[2,3], f64[2,3] {axis=1}"),
+    ),
+    (
+        "layer_norm",
+        Cases(&[
+            "f64[3,4], f64[4], f64[4] {axis=1, eps=1e-5}",
+            "f64[3,4], f64[4] {axis=1, eps=0.1}",
+            "f64[2,3,4], f64[4], f64[4] {axis=2, eps=1e-5}",
+            "f64[2,3,4], f64[3,4], f64[3,4] {axis=1, eps=1e-5}",
+            "f64[2,3,4], f64[4], f64[4] {axis=1, eps=1e-5}",
+            "f64[2,4], f64[1], f64[1] {axis=1, eps=1e-5}",
+            "f64[2,3,4], ~f64[4], ~f64[4] {axis=2, eps=1e-5}",
+            "~f64[2,3,4], f64[4], ~f64[4] {axis=2, eps=1e-5}",
+            "bf16[3,4], bf16[4], bf16[4] {axis=1, eps=0.01}",
+        ]),
+    ),
+    (
+        "layer_norm_grad",
+        Refuses(
+            SECOND_ORDER,
+            "f64[2,3], f64[2,3], f64[3], f64[2,1], f64[2,1] {axis=1}",
+        ),
+    ),
+    (
+        "cross_entropy",
+        Cases(&[
+            "f64[3,4], i64[3]=(0,3,2)",
+            "f64[4,3], i64[4]=(1,-100,0,-100)",
+            "f64[4,3], i64[4]=(1,0,2,0) {ignore_index=0}",
+            "f64[2,3], i32[2]=(1,1)",
+        ]),
+    ),
+    (
+        "cross_entropy_grad",
+        Refuses(SECOND_ORDER, "f64[], f64[2,3], i64[2]=(0,1)"),
+    ),
+    (
+        "dropout",
+        Elsewhere("has no reference semantics: which elements survive is not defined"),
+    ),
+    (
+        "dropout_grad",
+        Refuses(SECOND_ORDER, "f64[2], bool[2] {ratio=0.5}"),
+    ),
+    (
+        "adamw",
+        Refuses(
+            "is the last op of a step",
+            "f32[2], f32[2], f32[2], f32[2], i64[]=(1), f32[]",
+        ),
+    ),
+    (
+        "onnx",
+        Refuses(
+            "is opaque",
+            r#"f64[2] {attributes="", domain="", inputs=[1], op="Det", opset=20, results=[f64[]]}"#,
+        ),
+    ),
+];

@@ -1,0 +1,316 @@
+//! Integers that are known while importing: shapes, axes, indices.
+//!
+//! Exporters compute shapes with ops (`Shape`, `Gather`, `Concat`, …). The IR has no such ops, so
+//! the importer evaluates them, over dimensions that may be symbolic.
+
+use super::error::Fail;
+use super::node::Node;
+use lorafa_ir::Dim;
+use lorafa_ir::ops::axis;
+
+/// The most integers that are tracked: shapes and permutations are short, masks are data.
+pub(super) const MAX_KNOWN: usize = 256;
+
+/// An integer tensor whose elements are known.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Known {
+    pub(super) shape: Vec<usize>,
+    pub(super) values: Vec<Dim>,
+}
+
+impl Known {
+    pub(super) fn list(values: impl IntoIterator<Item = Dim>) -> Known {
+        let values: Vec<Dim> = values.into_iter().collect();
+        Known { shape: vec![values.len()], values }
+    }
+
+    pub(super) fn scalar(value: Dim) -> Known {
+        Known { shape: Vec::new(), values: vec![value] }
+    }
+
+    /// The one element.
+    pub(super) fn as_scalar(&self) -> Option<&Dim> {
+        match self.values.as_slice() {
+            [only] => Some(only),
+            _ => None,
+        }
+    }
+
+    /// The elements, if all are numbers.
+    pub(super) fn numbers(&self) -> Option<Vec<i64>> {
+        self.values.iter().map(Dim::known).collect()
+    }
+
+    fn count(shape: &[usize]) -> Option<usize> {
+        shape
+            .iter()
+            .try_fold(1usize, |n, d| n.checked_mul(*d))
+            .filter(|n| *n <= MAX_KNOWN)
+    }
+}
+
+/// Evaluates a node on known inputs; `None` if it is not integer arithmetic, or cannot be
+/// decided.
+pub(super) fn evaluate(node: &Node<'_>, ins: &[Option<Known>]) -> Result<Option<Known>, Fail> {
+    let Some(Some(x)) = ins.first() else { return Ok(None) };
+    let second = ins.get(1).and_then(Option::as_ref);
+    Ok(match node.op() {
+        "Identity" => Some(x.clone()),
+        "Neg" => Some(map(x, |d| Dim::Known(0).minus(d))),
+        "Abs" => numeric(x, i64::abs),
+        "Not" => numeric(x, |n| i64::from(n == 0)),
+        "Add" | "Sub" | "Mul" | "Div" | "Max" | "Min" | "Equal" | "Less" | "Greater"
+        | "LessOrEqual" | "GreaterOrEqual" | "And" | "Or" | "Mod"
+            if node.proto.input.len() == 2 =>
+        {
+            second.and_then(|y| binary(node.op(), x, y))
+        }
+        "Where" => match (second, ins.get(2).and_then(Option::as_ref)) {
+            (Some(a), Some(b)) => select(x, a, b),
+            _ => None,
+        },
+        "Gather" => match second {
+            Some(indices) if node.int("axis", 0) == 0 => gather(x, indices),
+            _ => None,
+        },
+        "Concat" => concat(node, ins)?,
+        "Slice" => slice(x, ins),
+        "Reshape" => second.and_then(|to| reshape(x, to)),
+        "Unsqueeze" => {
+            let axes = axes(node, second)?;
+            let rank = x.shape.len() + axes.len();
+            let mut shape = x.shape.clone();
+            for a in sorted(&axes, rank)? {
+                shape.insert(a.min(shape.len()), 1);
+            }
+            Some(Known { shape, values: x.values.clone() })
+        }
+        "Squeeze" | "Flatten" => {
+            let shape = if x.values.len() == 1 && node.op() == "Squeeze" {
+                Vec::new()
+            } else {
+                vec![x.values.len()]
+            };
+            Some(Known { shape, values: x.values.clone() })
+        }
+        "Transpose" => transpose(node, x),
+        "ReduceProd" => {
+            let product = x.values.iter().fold(Dim::Known(1), |p, d| p.times(d));
+            let keep = node.int("keepdims", 1) != 0;
+            Some(Known { shape: if keep { vec![1] } else { Vec::new() }, values: vec![product] })
+        }
+        "ConstantOfShape" => constant_of_shape(node, x)?,
+        "Expand" => match (x.as_scalar(), second.and_then(Known::numbers)) {
+            (Some(value), Some(shape)) => {
+                let shape: Option<Vec<usize>> =
+                    shape.iter().map(|d| usize::try_from(*d).ok()).collect();
+                shape.and_then(|shape| {
+                    let n = Known::count(&shape)?;
+                    Some(Known { shape, values: vec![value.clone(); n] })
+                })
+            }
+            _ => None,
+        },
+        "Range" => match (x.as_scalar(), second, ins.get(2).and_then(Option::as_ref)) {
+            (Some(Dim::Known(a)), Some(b), Some(step)) => match (b.as_scalar(), step.as_scalar()) {
+                (Some(Dim::Known(b)), Some(Dim::Known(1))) if b - a <= MAX_KNOWN as i64 => {
+                    Some(Known::list((*a..*b).map(Dim::Known)))
+                }
+                _ => None,
+            },
+            _ => None,
+        },
+        _ => None,
+    })
+}
+
+/// Axes as an input (since opset 13) or as an attribute.
+pub(super) fn axes(node: &Node<'_>, input: Option<&Known>) -> Result<Vec<i64>, Fail> {
+    if let Some(axes) = node.ints("axes") {
+        return Ok(axes.to_vec());
+    }
+    let axes = input.ok_or("its axes are not known before the step runs")?;
+    axes.numbers().ok_or_else(|| "its axes depend on symbolic dimensions".into())
+}
+
+/// Axes resolved against a rank, ascending and distinct.
+pub(super) fn sorted(axes: &[i64], rank: usize) -> Result<Vec<usize>, Fail> {
+    let mut sorted: Vec<usize> = axes.iter().map(|a| axis(*a, rank)).collect::<Result<_, _>>()?;
+    sorted.sort_unstable();
+    if sorted.windows(2).any(|w| w[0] == w[1]) {
+        return Err("an axis is given twice".into());
+    }
+    Ok(sorted)
+}
+
+fn map(x: &Known, f: impl Fn(&Dim) -> Dim) -> Known {
+    Known { shape: x.shape.clone(), values: x.values.iter().map(f).collect() }
+}
+
+fn numeric(x: &Known, f: impl Fn(i64) -> i64) -> Option<Known> {
+    let values = x.numbers()?.into_iter().map(|n| Dim::Known(f(n))).collect();
+    Some(Known { shape: x.shape.clone(), values })
+}
+
+fn binary(op: &str, x: &Known, y: &Known) -> Option<Known> {
+    let (shape, n) = match (x.values.len(), y.values.len()) {
+        (a, b) if a == b && x.shape.len() >= y.shape.len() => (x.shape.clone(), a),
+        (a, b) if a == b => (y.shape.clone(), a),
+        (a, 1) => (x.shape.clone(), a),
+        (1, b) => (y.shape.clone(), b),
+        _ => return None,
+    };
+    let pick = |k: &Known, i: usize| k.values[if k.values.len() == 1 { 0 } else { i }].clone();
+    let values = (0..n).map(|i| apply(op, &pick(x, i), &pick(y, i))).collect::<Option<_>>()?;
+    Some(Known { shape, values })
+}
+
+fn apply(op: &str, a: &Dim, b: &Dim) -> Option<Dim> {
+    let truth = |t: bool| Some(Dim::Known(i64::from(t)));
+    match op {
+        "Add" => return Some(a.plus(b)),
+        "Sub" => return Some(a.minus(b)),
+        "Mul" => return Some(a.times(b)),
+        "Div" => return a.floor_div(b),
+        "Max" => return Some(a.larger(b)),
+        "Min" => return Some(a.smaller(b)),
+        "Mod" => return a.known()?.checked_rem_euclid(b.known()?).map(Dim::Known),
+        "And" => return truth(a.known()? != 0 && b.known()? != 0),
+        "Or" => return truth(a.known()? != 0 || b.known()? != 0),
+        _ => {}
+    }
+    // A symbol stands for a size, so it is no negative number.
+    let difference = match (a.minus(b), a, b) {
+        (Dim::Known(n), ..) => n,
+        (_, Dim::Expr(_), Dim::Known(n)) if *n < 0 => 1,
+        (_, Dim::Known(n), Dim::Expr(_)) if *n < 0 => -1,
+        _ => return None,
+    };
+    match op {
+        "Equal" => truth(difference == 0),
+        "Less" => truth(difference < 0),
+        "Greater" => truth(difference > 0),
+        "LessOrEqual" => truth(difference <= 0),
+        "GreaterOrEqual" => truth(difference >= 0),
+        _ => None,
+    }
+}
+
+fn select(condition: &Known, a: &Known, b: &Known) -> Option<Known> {
+    let n = condition.values.len().max(a.values.len()).max(b.values.len());
+    let longest = [condition, a, b].into_iter().find(|k| k.values.len() == n)?;
+    let pick = |k: &Known, i: usize| match k.values.len() {
+        1 => Some(k.values[0].clone()),
+        len if len == n => Some(k.values[i].clone()),
+        _ => None,
+    };
+    let choose = |i: usize| {
+        if pick(condition, i)?.known()? != 0 { pick(a, i) } else { pick(b, i) }
+    };
+    let values = (0..n).map(choose).collect::<Option<_>>()?;
+    Some(Known { shape: longest.shape.clone(), values })
+}
+
+fn gather(x: &Known, indices: &Known) -> Option<Known> {
+    if x.shape.len() != 1 {
+        return None;
+    }
+    let n = x.values.len() as i64;
+    let pick = |i: i64| x.values.get(usize::try_from(if i < 0 { i + n } else { i }).ok()?).cloned();
+    let values = indices.numbers()?.into_iter().map(pick).collect::<Option<_>>()?;
+    Some(Known { shape: indices.shape.clone(), values })
+}
+
+fn concat(node: &Node<'_>, ins: &[Option<Known>]) -> Result<Option<Known>, Fail> {
+    let Some(parts) = ins.iter().cloned().collect::<Option<Vec<Known>>>() else { return Ok(None) };
+    if parts.iter().any(|p| p.shape.len() != 1) {
+        return Ok(None);
+    }
+    axis(node.int("axis", 0), 1)?;
+    Ok(Some(Known::list(parts.into_iter().flat_map(|p| p.values))))
+}
+
+fn slice(x: &Known, ins: &[Option<Known>]) -> Option<Known> {
+    let number = |i: usize, default: i64| match ins.get(i) {
+        Some(Some(k)) => k.as_scalar()?.known(),
+        Some(None) => None,
+        None => Some(default),
+    };
+    let row = x.shape.len() == 2;
+    if x.shape.len() > 2 || number(3, 0)? != 0 {
+        return None;
+    }
+    let n = x.shape.first().copied().unwrap_or(0) as i64;
+    let width = if row { x.shape[1] } else { 1 };
+    let (start, end, step) = (number(1, 0)?, number(2, n)?, number(4, 1)?);
+    let clamp = |i: i64, low: i64, high: i64| {
+        (if i < 0 { i.saturating_add(n) } else { i }).clamp(low, high)
+    };
+    let mut picked = Vec::new();
+    if step > 0 {
+        let (mut i, end) = (clamp(start, 0, n), clamp(end, 0, n));
+        while i < end {
+            picked.push(i);
+            i = i.saturating_add(step);
+        }
+    } else if step < 0 {
+        let (mut i, end) = (clamp(start, -1, n - 1), clamp(end, -1, n - 1));
+        let end = if ins[2].as_ref()?.as_scalar()?.known()? < -n { -1 } else { end };
+        while i > end {
+            picked.push(i);
+            i = i.saturating_add(step);
+        }
+    } else {
+        return None;
+    }
+    let values: Vec<Dim> = picked
+        .iter()
+        .flat_map(|i| x.values[*i as usize * width..(*i as usize + 1) * width].iter().cloned())
+        .collect();
+    let shape = if row { vec![picked.len(), width] } else { vec![picked.len()] };
+    Some(Known { shape, values })
+}
+
+fn reshape(x: &Known, to: &Known) -> Option<Known> {
+    let n = x.values.len();
+    let mut shape = Vec::new();
+    let to = to.numbers()?;
+    let rest: usize = to.iter().filter_map(|d| usize::try_from(*d).ok()).product();
+    for d in &to {
+        shape.push(match d {
+            -1 if rest > 0 => n / rest,
+            d => usize::try_from(*d).ok()?,
+        });
+    }
+    (Known::count(&shape)? == n).then_some(Known { shape, values: x.values.clone() })
+}
+
+fn transpose(node: &Node<'_>, x: &Known) -> Option<Known> {
+    match (x.shape.as_slice(), node.ints("perm")) {
+        ([rows, cols], None | Some([1, 0])) => {
+            let values = (0..*cols).flat_map(|c| (0..*rows).map(move |r| (r, c)));
+            let values = values.map(|(r, c)| x.values[r * cols + c].clone()).collect();
+            Some(Known { shape: vec![*cols, *rows], values })
+        }
+        ([] | [_], _) => Some(x.clone()),
+        _ => None,
+    }
+}
+
+fn constant_of_shape(node: &Node<'_>, x: &Known) -> Result<Option<Known>, Fail> {
+    let Some(shape) = x.numbers() else { return Ok(None) };
+    let shape: Option<Vec<usize>> = shape.iter().map(|d| usize::try_from(*d).ok()).collect();
+    let Some((shape, n)) = shape.and_then(|s| Known::count(&s).map(|n| (s, n))) else {
+        return Ok(None);
+    };
+    let Some(value) = node.tensor("value") else { return Ok(None) };
+    let Some(dtype) = crate::dtype::from_onnx(value.data_type()).filter(|d| !d.is_float()) else {
+        return Ok(None);
+    };
+    let crate::tensor::TensorPayload::Inline(bytes) = crate::tensor::payload(value)? else {
+        return Ok(None);
+    };
+    let fill = crate::dtype::decode_ints(dtype, &bytes);
+    let Some(fill) = fill.first() else { return Ok(None) };
+    Ok(Some(Known { shape, values: vec![Dim::Known(*fill); n] }))
+}

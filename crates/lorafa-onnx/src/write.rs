@@ -1,0 +1,169 @@
+//! A model written whole or not at all.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use prost::Message;
+
+use crate::file::folder_of;
+use crate::proto::ModelProto;
+
+/// Protobuf implementations count a message's bytes in a signed 32-bit integer: a larger file is one that others
+/// cannot read.
+pub const MAX_MODEL_BYTES: u64 = i32::MAX as u64;
+
+/// Names tried for the temporary file before giving up; another is only needed after a crash of a process that had our
+/// process id.
+const NAME_ATTEMPTS: usize = 100;
+
+/// Tells the temporary files of one process apart.
+static NEXT: AtomicU64 = AtomicU64::new(0);
+
+/// Writes `model` to `path` and returns its size in bytes.
+///
+/// The bytes go to a temporary file in the same folder, to the disk, and only then to `path`, by a rename: another
+/// process sees the old file or the new one, and so does the next start after a crash. The temporary file is removed
+/// on every error. A model that is mapped from `path` itself may be written back to it. A symbolic link at `path`
+/// is replaced, not followed.
+///
+/// # Errors
+///
+/// [`WriteError`], which names the path.
+pub fn write_atomic(path: impl AsRef<Path>, model: &ModelProto) -> Result<u64, WriteError> {
+    let path = path.as_ref();
+    let size = check_size(path, model.encoded_len())?;
+    let failed = |kind| WriteError {
+        path: path.to_owned(),
+        kind,
+    };
+    if path.is_dir() || path.file_name().is_none() {
+        return Err(failed(WriteErrorKind::Directory));
+    }
+    let (temporary, mut file) = Temporary::create(folder_of(path)).map_err(failed)?;
+    file.write_all(&model.encode_to_vec())
+        .and_then(|()| file.sync_all())
+        .map_err(|error| failed(WriteErrorKind::Io(error)))?;
+    // Windows renames no open file.
+    drop(file);
+    temporary
+        .rename_to(path)
+        .map_err(|error| failed(WriteErrorKind::Io(error)))?;
+    Ok(size)
+}
+
+fn check_size(path: &Path, size: usize) -> Result<u64, WriteError> {
+    match u64::try_from(size) {
+        Ok(size) if size <= MAX_MODEL_BYTES => Ok(size),
+        _ => Err(WriteError {
+            path: path.to_owned(),
+            kind: WriteErrorKind::TooLarge { size },
+        }),
+    }
+}
+
+/// A temporary file that is removed unless it was renamed.
+struct Temporary {
+    path: PathBuf,
+    renamed: bool,
+}
+
+impl Temporary {
+    fn create(folder: &Path) -> Result<(Self, File), WriteErrorKind> {
+        let refused = |error: io::Error| match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => WriteErrorKind::NoFolder {
+                folder: folder.to_owned(),
+            },
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                WriteErrorKind::Unwritable {
+                    folder: folder.to_owned(),
+                    error,
+                }
+            }
+            _ => WriteErrorKind::Io(error),
+        };
+        let mut attempts = 1;
+        loop {
+            let number = NEXT.fetch_add(1, Ordering::Relaxed);
+            let path = folder.join(format!(".lorafa-{}-{number}.tmp", process::id()));
+            match OpenOptions::new().write(true).create_new(true).open(&path) {
+                Ok(file) => {
+                    let renamed = false;
+                    return Ok((Self { path, renamed }, file));
+                }
+                Err(error)
+                    if error.kind() == io::ErrorKind::AlreadyExists && attempts < NAME_ATTEMPTS =>
+                {
+                    attempts += 1;
+                }
+                Err(error) => return Err(refused(error)),
+            }
+        }
+    }
+
+    fn rename_to(mut self, path: &Path) -> io::Result<()> {
+        fs::rename(&self.path, path)?;
+        self.renamed = true;
+        // The rename itself reaches the disk with its folder. Not every system lets a folder be opened, and the file
+        // is whole either way.
+        if let Ok(folder) = File::open(folder_of(path)) {
+            let _ = folder.sync_all();
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if !self.renamed {
+            // Nothing to do about a file that will not go; the error that brought us here is the one to report.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// A model that was not written, and why. Nothing is at the path that was not there before.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write {}: {kind}", .path.display())]
+pub struct WriteError {
+    /// Where it was to be written.
+    pub path: PathBuf,
+    /// What is in the way.
+    pub kind: WriteErrorKind,
+}
+
+/// What is in the way of writing a model.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WriteErrorKind {
+    /// A folder has that name.
+    #[error("this is a folder; give a file name")]
+    Directory,
+    /// No such folder, or a file in its place.
+    #[error("there is no folder {}; create it first", .folder.display())]
+    NoFolder {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// The folder takes no new files.
+    #[error("the folder {} takes no new files ({error}); choose another", .folder.display())]
+    Unwritable {
+        /// The folder.
+        folder: PathBuf,
+        /// What the operating system said.
+        error: io::Error,
+    },
+    /// More than a protobuf may be.
+    #[error(
+        "the model takes {size} bytes, and a protobuf holds {MAX_MODEL_BYTES}; keep the weights external"
+    )]
+    TooLarge {
+        /// Bytes it would take.
+        size: usize,
+    },
+    /// The operating system refused.
+    #[error("{0}")]
+    Io(io::Error),
+}

@@ -1,0 +1,195 @@
+"""What a written graph is held against: PyTorch's answers, PEFT's adapters, torch.optim.AdamW's formula."""
+import re
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import numpy_helper
+
+LOSS_TOLERANCE = 1e-5
+GRADIENT_TOLERANCE = 1e-4
+SMALL_NORM, SMALL_NORM_TOLERANCE = 1e-6, 1e-3
+ZERO_TOLERANCE = 1e-6
+# Some gradients are zero in exact arithmetic (a bias on the keys: softmax does not see it) and rounding noise of about
+# 1e-12 in PyTorch's answer. Real gradients of these models are above 1e-7.
+NOISE = 1e-10
+UPDATE_TOLERANCE = 1e-3     # of the step, not of the parameter: the difference of two fp32 numbers
+
+# One tensor with several names: PyTorch's gradient carries the first, exporters keep the last.
+TIED = {"gpt2": ("transformer.wte.weight", "lm_head.weight"),
+        "t5": ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")}
+
+
+@dataclass
+class Report:
+    """Problems found, and the worst errors seen, of one written graph."""
+    problems: list = field(default_factory=list)
+    loss: float | None = None
+    gradient: float | None = None
+    worst: str = ""
+
+    def fail(self, text):
+        self.problems.append(text)
+
+
+def relative(got, want):
+    """||got - want|| / ||want||, or ||got - want|| if want is zero; infinite if it is not a number."""
+    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
+    error = np.linalg.norm(got - want) / (np.linalg.norm(want) or 1.0)
+    return error if np.isfinite(error) else np.inf
+
+
+def gradient_limit(want):
+    norm = np.linalg.norm(np.asarray(want, np.float64))
+    if norm == 0:
+        return ZERO_TOLERANCE
+    return GRADIENT_TOLERANCE if norm >= SMALL_NORM else max(SMALL_NORM_TOLERANCE, NOISE / norm)
+
+
+def required(method, expected):
+    """Names of the parameters that `method` trains."""
+    def trained(name):
+        if method == "full":
+            return True
+        return "lora_B" in name or "modules_to_save.default" in name or (method == "lora" and "lora_A" in name)
+    return {k.removeprefix("grad::") for k in expected if k.startswith("grad::") and trained(k)}
+
+
+def canonical(name, family, wrapper):
+    """PyTorch's name of a parameter: without the legacy exporter's wrapper, and one name for tied weights."""
+    if wrapper and not name.startswith(wrapper):
+        return f"{name} (without the exporter's prefix {wrapper})"
+    name = name.removeprefix(wrapper)
+    first, *aliases = TIED.get(family, ("",))
+    for prefix in ("", "base_model.model."):
+        if name.removeprefix(prefix) in aliases:
+            return prefix + first
+    return name
+
+
+def run(model, feeds):
+    """Outputs by name. `feeds` may hold more than the model asks for, never less."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    missing = [i.name for i in session.get_inputs() if i.name not in feeds]
+    if missing:
+        raise ValueError(f"inputs nobody feeds: {', '.join(missing)}")
+    names = [o.name for o in session.get_outputs()]
+    return dict(zip(names, session.run(names, {i.name: feeds[i.name] for i in session.get_inputs()})))
+
+
+def inputs(expected):
+    return {k.removeprefix("input::"): v for k, v in expected.items() if k.startswith("input::")}
+
+
+def same_names(report, what, got, want):
+    for name in sorted(want - got):
+        report.fail(f"{what} missing: {name}")
+    for name in sorted(got - want):
+        report.fail(f"{what} not asked for: {name}")
+    return sorted(got & want)
+
+
+def named(report, outputs, prefix, rename):
+    """Outputs that start with `prefix`, by PyTorch's parameter name."""
+    found = {}
+    for key in (k for k in outputs if k.startswith(prefix)):
+        name = rename(key.removeprefix(prefix))
+        if name in found:
+            report.fail(f"{prefix}{name} twice, the second time as {key}")
+        found[name] = outputs[key]
+    return found
+
+
+def compare(report, outputs, loss_name, expected, method, rename):
+    """Loss and gradients against PyTorch's, and exactly the gradients that the method asks for."""
+    if loss_name not in outputs:
+        report.fail(f"output missing: {loss_name}")
+    else:
+        report.loss = relative(outputs[loss_name], expected["loss"])
+        if report.loss > LOSS_TOLERANCE:
+            report.fail(f"loss {outputs[loss_name]} instead of {expected['loss']}: relative error {report.loss:.1e}")
+    gradients = named(report, outputs, "grad::", rename)
+    worst = -1.0
+    for name in same_names(report, "gradient", set(gradients), required(method, expected)):
+        got, want = gradients[name], expected[f"grad::{name}"]
+        if got.shape != want.shape:
+            report.fail(f"grad::{name} has shape {list(got.shape)} instead of {list(want.shape)}")
+            continue
+        error, limit = relative(got, want), gradient_limit(want)
+        if error > limit:
+            report.fail(f"grad::{name}: error {error:.1e} > {limit:.0e}, norm {np.linalg.norm(want):.1e}")
+        if error / limit > worst:
+            worst, report.gradient, report.worst = error / limit, error, name
+
+
+def use_reference_adapters(report, model, reference):
+    """Checks injected adapters against PEFT's, and gives A the reference's values."""
+    at = {t.name: i for i, t in enumerate(model.graph.initializer)}
+    shapes = {k.removeprefix("param::"): v.shape for k, v in reference.items() if k.startswith("param::")}
+    shapes |= {n: reference[f"grad::{n}"].shape for n in required("lora-fa", reference) if "lora_B" in n}
+    found = {n for n in at if re.fullmatch(r"base_model\..*\.lora_[AB]\.default\.weight", n)}
+    for name in same_names(report, "adapter initializer", found, set(shapes)):
+        tensor = model.graph.initializer[at[name]]
+        if tuple(tensor.dims) != shapes[name]:
+            report.fail(f"initializer {name} has shape {list(tensor.dims)} instead of {list(shapes[name])}")
+        elif "lora_A" in name:
+            value = numpy_helper.to_array(tensor)
+            if not (np.isfinite(value).all() and value.any()):
+                report.fail(f"initializer {name} is zero or not finite")
+            tensor.CopyFrom(numpy_helper.from_array(reference[f"param::{name}"], name))
+        elif numpy_helper.to_array(tensor).any():
+            report.fail(f"initializer {name} is not zero")
+
+
+def adamw(p, g, m, v, step, lr, decay, beta1=0.9, beta2=0.999, eps=1e-8):
+    """torch.optim.AdamW's update, in fp64."""
+    p = p * (1 - lr * decay)
+    m = beta1 * m + (1 - beta1) * g
+    v = beta2 * v + (1 - beta2) * g * g
+    return p - lr / (1 - beta1**step) * m / (np.sqrt(v) / np.sqrt(1 - beta2**step) + eps), m, v
+
+
+def compare_optimizer(report, model, expected, method, rename, source, decay, step=3, lr=1e-2):
+    """The third step from random moments, against AdamW. The parameter before the step is what lr = 0 leaves."""
+    names = [i.name for i in model.graph.input]
+    trained, rng = required(method, expected), np.random.default_rng(0)
+    feeds = inputs(expected) | {"optim::step": np.array(step, np.int64), "optim::lr": np.array(lr, np.float32)}
+    moments = {}
+    for prefix in ("optim::m::", "optim::v::"):
+        own = {rename(n.removeprefix(prefix)): n for n in names if n.startswith(prefix)}
+        for name in same_names(report, f"input {prefix}", set(own), trained):
+            noise = rng.standard_normal(expected[f"grad::{name}"].shape)
+            value = 1e-3 * noise if prefix == "optim::m::" else 1e-7 * np.abs(noise) + 1e-9
+            feeds[own[name]] = moments[prefix, name] = value.astype(np.float32)
+    if report.problems:
+        return
+    before = named(report, run(model, feeds | {"optim::lr": np.array(0, np.float32)}), "updated::", rename)
+    outputs = run(model, feeds)
+    after = {p: named(report, outputs, p, rename) for p in ("updated::", "optim::m_out::", "optim::v_out::")}
+    common = set(trained)
+    for prefix, found in after.items():
+        common &= set(same_names(report, f"output {prefix}", set(found), trained))
+    report.gradient = 0.0
+    for name in sorted(common):
+        start = before[name].astype(np.float64)
+        if name in source and not np.array_equal(source[name], before[name]):
+            report.fail(f"updated::{name} differs from the parameter when lr is 0")
+        m, v = (moments[p, name].astype(np.float64) for p in ("optim::m::", "optim::v::"))
+        p, m, v = adamw(start, expected[f"grad::{name}"].astype(np.float64), m, v, step, lr, decay)
+        errors = {"updated::": relative(after["updated::"][name] - start, p - start) / UPDATE_TOLERANCE,
+                  "optim::m_out::": relative(after["optim::m_out::"][name], m) / GRADIENT_TOLERANCE,
+                  "optim::v_out::": relative(after["optim::v_out::"][name], v) / GRADIENT_TOLERANCE}
+        for prefix, ratio in errors.items():
+            if ratio > 1:
+                report.fail(f"{prefix}{name}: {ratio:.1e} times the tolerance")
+            if ratio > report.gradient:
+                report.gradient, report.worst = ratio, prefix + name
+
+
+def initializers(path, rename):
+    return {rename(t.name): numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer
+            if t.data_type == onnx.TensorProto.FLOAT}
