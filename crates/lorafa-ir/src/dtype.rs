@@ -90,6 +90,12 @@ impl DType {
             DType::Bool => f64::from(u8::from(x != 0.0)),
         }
     }
+
+    /// What the reference interpreter, which is exact for floats, makes of `x`: integers and bool
+    /// are rounded.
+    pub(crate) fn exact(self, x: f64) -> f64 {
+        if self.is_float() { x } else { self.round(x) }
+    }
 }
 
 impl fmt::Display for DType {

@@ -87,6 +87,19 @@ impl Array {
     }
 }
 
+/// The position in an axis of length `n` that an index stands for: a negative one counts from the
+/// end.
+pub fn position(index: f64, n: usize) -> Result<usize, EvalError> {
+    let at = if index < 0.0 { index + n as f64 } else { index };
+    if (0.0..n as f64).contains(&at) {
+        Ok(at as usize)
+    } else {
+        Err(EvalError::new(format!(
+            "index {index} is out of range for {n} elements"
+        )))
+    }
+}
+
 /// Calls `f` with every multi-index of a shape, in row-major order.
 pub fn for_each_index(shape: &[usize], mut f: impl FnMut(&[usize])) {
     if shape.contains(&0) {

@@ -7,7 +7,7 @@
 use crate::adapter::Adapter;
 use crate::graph::{Graph, Output, OutputKind, Region, Site};
 use crate::ids::{OpId, ValueId};
-use crate::ops::{Op, Role};
+use crate::ops::{Op, Param, Role};
 use crate::types::{TensorType, TypeError};
 use smallvec::SmallVec;
 use std::sync::Arc;
@@ -251,6 +251,21 @@ impl<'g> Patch<'g> {
             p.role = role;
             self.changes += 1;
         }
+    }
+
+    /// Changes a parameter. If its type changes, its value's follows; the caller then re-infers
+    /// the readers' types with [`Patch::reinfer`].
+    pub fn update_param(&mut self, param: ValueId, change: impl FnOnce(&mut Param)) {
+        let op = self.graph.value(param).op;
+        let Op::Param(p) = &mut self.graph.op_mut(op).kind else {
+            return;
+        };
+        change(p);
+        let ty = p.ty.clone();
+        if let Some(value) = self.graph.value_mut(param) {
+            value.ty = ty;
+        }
+        self.changes += 1;
     }
 
     /// Names a value.

@@ -105,7 +105,10 @@ impl TensorType {
         if let Some(d) = self.shape.iter().find(|d| d.known().is_some_and(|n| n < 0)) {
             return Err(TypeError(format!("dimension {d} of {self} is negative")));
         }
-        if self.shape.iter().all(|d| d.known().is_some()) && self.elements().is_none() {
+        // Zeros are not counted: strides are products of the other dimensions.
+        let mut dims = self.shape.iter().filter_map(Dim::known).filter(|n| *n > 0);
+        let elements = dims.try_fold(1u64, |n, d| n.checked_mul(d as u64));
+        if elements.is_none_or(|n| n > MAX_ELEMENTS) {
             return Err(TypeError(format!("{self} has more than 2^56 elements")));
         }
         Ok(())
@@ -181,6 +184,21 @@ fn unify(x: &Dim, y: &Dim) -> Option<Dim> {
 /// Whether the dimensions are equal or may be (one of them is symbolic).
 pub fn may_equal(x: &Dim, y: &Dim) -> bool {
     x == y || x.known().is_none() || y.known().is_none()
+}
+
+/// Whether shapes are equal or may be, axis by axis.
+pub fn line_up<'a>(
+    x: impl IntoIterator<Item = &'a Dim>,
+    y: impl IntoIterator<Item = &'a Dim>,
+) -> bool {
+    let (mut x, mut y) = (x.into_iter(), y.into_iter());
+    loop {
+        match (x.next(), y.next()) {
+            (None, None) => return true,
+            (Some(a), Some(b)) if may_equal(a, b) => {}
+            _ => return false,
+        }
+    }
 }
 
 /// The product of dimensions.

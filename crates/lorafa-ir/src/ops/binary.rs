@@ -180,6 +180,7 @@ impl Operator for Binary {
             Mul => a * b,
             Div if integer => (a / b).trunc(),
             Div => a / b,
+            Pow if integer => a.powf(b).trunc(),
             Pow => a.powf(b),
             Max => a.max(b),
             Min => a.min(b),
@@ -195,8 +196,11 @@ impl Operator for Binary {
         };
         let array = Array::from_fn(results[0], |i| {
             f(operands[0].at_broadcast(i), operands[1].at_broadcast(i))
-        });
-        array.map(|a| vec![a])
+        })?;
+        if integer && array.data.iter().any(|x| !x.is_finite()) {
+            return Err(EvalError::new("an integer divided by zero"));
+        }
+        Ok(vec![array])
     }
 }
 

@@ -49,8 +49,7 @@ impl Operator for Cast {
     }
 
     fn eval(&self, operands: &[&Array], results: &[&TensorType]) -> Result<Vec<Array>, EvalError> {
-        let integer = !self.to.is_float();
-        let convert = |x: &f64| if integer { self.to.round(*x) } else { *x };
+        let convert = |x: &f64| self.to.exact(*x);
         Array::new(results[0], operands[0].data.iter().map(convert).collect()).map(|a| vec![a])
     }
 }

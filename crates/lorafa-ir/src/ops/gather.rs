@@ -5,9 +5,9 @@ use super::{Fill, Op, Operator, Scalar, ScatterElements, ScatterNd, Types, index
 use crate::dim::{Bindings, Dim};
 use crate::grad::{Gradient, GradientError};
 use crate::ids::ValueId;
-use crate::interp::{Array, EvalError};
+use crate::interp::{Array, EvalError, position};
 use crate::patch::{Patch, PatchError, Results};
-use crate::types::{Shape, TensorType, TypeError, may_equal};
+use crate::types::{Shape, TensorType, TypeError, line_up};
 
 /// `gather data, indices {axis=0}`: `data[…, indices, …]` along one axis.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -72,21 +72,28 @@ impl Operator for Gather {
 
     fn eval(&self, x: &[&Array], results: &[&TensorType]) -> Result<Vec<Array>, EvalError> {
         let width = x[1].shape.len();
-        let n = x[0].shape[self.axis] as i64;
-        let mut bad = false;
+        let rows = positions(x[1], x[0].shape[self.axis])?;
         let array = Array::from_fn(results[0], |i| {
-            let at = x[1].at(&i[self.axis..self.axis + width]) as i64;
-            let at = if at < 0 { at + n } else { at };
-            bad |= !(0..n).contains(&at);
-            let at = at.clamp(0, (n - 1).max(0)) as usize;
+            let at = rows[x[1].flat(&i[self.axis..self.axis + width])];
             x[0].at(&[&i[..self.axis], &[at], &i[self.axis + width..]].concat())
         });
-        if bad {
-            Err(EvalError::new("index out of range"))
-        } else {
-            array.map(|a| vec![a])
-        }
+        array.map(|a| vec![a])
     }
+}
+
+/// Indices as positions in an axis of length `n`.
+pub(super) fn positions(indices: &Array, n: usize) -> Result<Vec<usize>, EvalError> {
+    indices.data.iter().map(|i| position(*i, n)).collect()
+}
+
+/// Whether `indices` is no larger than `data` but along `axis`.
+pub(super) fn within(indices: &TensorType, data: &TensorType, axis: usize) -> bool {
+    let fits = |(i, (n, m)): (usize, (&Dim, &Dim))| match (n, m) {
+        (Dim::Known(n), Dim::Known(m)) => i == axis || n <= m,
+        _ => true,
+    };
+    let dims = indices.shape.iter().zip(&data.shape);
+    indices.rank() == data.rank() && dims.enumerate().all(fits)
 }
 
 /// `gather_grad indices, dy {shape=[256,64]}`: zeros of `shape` with each row of `dy` added at its
@@ -113,7 +120,8 @@ impl Operator for GatherGrad {
     fn infer(&self, operands: &[&TensorType]) -> Result<Types, TypeError> {
         let (indices, dy) = (operands[0], operands[1]);
         index(indices)?;
-        if self.shape.is_empty() || dy.rank() != indices.rank() + self.shape.len() - 1 {
+        let rows = indices.shape.iter().chain(self.shape.iter().skip(1));
+        if self.shape.is_empty() || !line_up(&dy.shape, rows) {
             return Err(TypeError(format!("{indices} and {dy} do not line up")));
         }
         Ok(one(dy.with_shape(self.shape.iter().cloned())))
@@ -170,11 +178,7 @@ impl Operator for GatherElements {
         let (data, indices) = (operands[0], operands[1]);
         super::axis(self.axis as i64, data.rank())?;
         index(indices)?;
-        let fits = |i: usize| match (&indices.shape[i], &data.shape[i]) {
-            (Dim::Known(n), Dim::Known(m)) => n <= m,
-            (a, b) => may_equal(a, b),
-        };
-        if indices.rank() != data.rank() || (0..data.rank()).any(|i| i != self.axis && !fits(i)) {
+        if !within(indices, data, self.axis) {
             return Err(TypeError(format!("{data} and {indices} do not line up")));
         }
         Ok(one(data.with_shape(indices.shape.iter().cloned())))
@@ -209,17 +213,11 @@ impl Operator for GatherElements {
     }
 
     fn eval(&self, x: &[&Array], results: &[&TensorType]) -> Result<Vec<Array>, EvalError> {
-        let n = x[0].shape[self.axis] as i64;
+        let elements = positions(x[1], x[0].shape[self.axis])?;
         let array = Array::from_fn(results[0], |i| {
-            let at = x[1].at(i) as i64;
-            let at = if at < 0 { at + n } else { at };
             let mut from = i.to_vec();
-            from[self.axis] = at as usize;
-            if (0..n).contains(&at) {
-                x[0].at(&from)
-            } else {
-                f64::NAN
-            }
+            from[self.axis] = elements[x[1].flat(i)];
+            x[0].at(&from)
         });
         array.map(|a| vec![a])
     }

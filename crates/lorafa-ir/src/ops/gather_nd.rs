@@ -4,8 +4,8 @@ use super::attrs::{AttrReader, Attrs};
 use super::{Fill, Op, Operator, Scalar, ScatterNd, Types, index, one};
 use crate::dim::{Bindings, Dim};
 use crate::grad::{Gradient, GradientError};
-use crate::interp::{Array, EvalError};
-use crate::types::{Shape, TensorType, TypeError};
+use crate::interp::{Array, EvalError, position};
+use crate::types::{Shape, TensorType, TypeError, line_up};
 
 /// `gather_nd data, indices {batch_dims=0}`: the last axis of `indices` holds index vectors into
 /// the axes of `data` after the batch axes.
@@ -26,6 +26,14 @@ pub(super) fn depth(indices: &TensorType) -> Result<usize, TypeError> {
     }
 }
 
+/// Index vectors as positions in axes of these lengths, one vector after the other.
+pub(super) fn slices(indices: &Array, axes: &[usize]) -> Result<Vec<usize>, EvalError> {
+    let depth = indices.shape.last().copied().unwrap_or(0);
+    let lengths = axes[..depth].iter().cycle();
+    let indices = indices.data.iter().zip(lengths);
+    indices.map(|(i, n)| position(*i, *n)).collect()
+}
+
 impl Operator for GatherNd {
     fn name(&self) -> &'static str {
         "gather_nd"
@@ -42,7 +50,13 @@ impl Operator for GatherNd {
     fn infer(&self, operands: &[&TensorType]) -> Result<Types, TypeError> {
         let (data, indices) = (operands[0], operands[1]);
         let used = self.batch_dims.saturating_add(depth(indices)?);
-        if used > data.rank() || self.batch_dims >= indices.rank() {
+        if used > data.rank()
+            || self.batch_dims >= indices.rank()
+            || !line_up(
+                &data.shape[..self.batch_dims],
+                &indices.shape[..self.batch_dims],
+            )
+        {
             return Err(TypeError(format!("{indices} does not index {data}")));
         }
         let mut shape: Shape = indices.shape[..indices.rank() - 1]
@@ -84,15 +98,12 @@ impl Operator for GatherNd {
     fn eval(&self, x: &[&Array], results: &[&TensorType]) -> Result<Vec<Array>, EvalError> {
         let outer = x[1].shape.len() - 1;
         let depth = x[1].shape[outer];
+        let slices = slices(x[1], &x[0].shape[self.batch_dims..])?;
         let array = Array::from_fn(results[0], |i| {
-            let mut from = i[..self.batch_dims].to_vec();
-            for k in 0..depth {
-                let at = x[1].at(&[&i[..outer], &[k]].concat());
-                let n = x[0].shape[from.len()] as f64;
-                from.push(if at < 0.0 { at + n } else { at } as usize);
-            }
-            from.extend(&i[outer..]);
-            x[0].at(&from)
+            let row = i[..outer].iter().zip(&x[1].shape);
+            let row = row.fold(0, |n, (i, d)| n * d + i);
+            let at = &slices[row * depth..(row + 1) * depth];
+            x[0].at(&[&i[..self.batch_dims], at, &i[outer..]].concat())
         });
         array.map(|a| vec![a])
     }

@@ -8,7 +8,7 @@ use crate::grad::{Gradient, GradientError};
 use crate::ids::ValueId;
 use crate::interp::{Array, EvalError, for_each_index};
 use crate::patch::{Patch, PatchError, Results};
-use crate::types::{Shape, TensorType, TypeError};
+use crate::types::{Shape, TensorType, TypeError, line_up, may_equal};
 
 /// `layer_norm x, scale, bias {axis=2, eps=1e-5}` gives the result, the mean and `1/σ`; it
 /// normalizes over `axis` and all axes after it. The bias may be left out.
@@ -20,10 +20,13 @@ pub struct LayerNorm {
     pub eps: Scalar,
 }
 
+/// The type of the statistics.
 fn check(axis: usize, x: &TensorType, scale: &TensorType) -> Result<TensorType, TypeError> {
     float(x)?;
     super::axis(axis as i64, x.rank())?;
-    if scale.rank() > x.rank() - axis {
+    let normalized = x.shape[axis..].iter().rev();
+    let fits = |(s, n): (&Dim, &Dim)| s.is(1) || may_equal(s, n);
+    if scale.rank() > x.rank() - axis || !scale.shape.iter().rev().zip(normalized).all(fits) {
         return Err(TypeError(format!(
             "{scale} does not scale {x} from axis {axis}"
         )));
@@ -63,6 +66,12 @@ impl Operator for LayerNorm {
     fn infer(&self, operands: &[&TensorType]) -> Result<Types, TypeError> {
         same_dtype(operands)?;
         let statistics = check(self.axis, operands[0], operands[1])?;
+        if let Some(bias) = operands.get(2)
+            && !line_up(&bias.shape, &operands[1].shape)
+        {
+            let scale = operands[1];
+            return Err(TypeError(format!("{scale} and {bias} do not line up")));
+        }
         Ok([operands[0].clone(), statistics.clone(), statistics]
             .into_iter()
             .collect())

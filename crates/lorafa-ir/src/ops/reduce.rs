@@ -126,7 +126,6 @@ impl Operator for Reduce {
             0.0
         };
         let mut y = Array::from_fn(results[0], |_| start)?;
-        let count: usize = self.axes.iter().map(|a| x[0].shape[*a]).product();
         for_each_index(&x[0].shape, |i| {
             let to: Vec<usize> = (0..i.len())
                 .filter(|a| self.keep_dims || !self.axes.contains(a))
@@ -134,11 +133,18 @@ impl Operator for Reduce {
                 .collect();
             let (to, x) = (y.flat(&to), x[0].at(i));
             y.data[to] = match self.kind {
-                ReduceKind::Sum => y.data[to] + x,
-                ReduceKind::Mean => y.data[to] + x / count as f64,
+                ReduceKind::Sum | ReduceKind::Mean => y.data[to] + x,
                 ReduceKind::Max => y.data[to].max(x),
             };
         });
+        let count = match self.kind {
+            ReduceKind::Mean => self.axes.iter().map(|a| x[0].shape[*a]).product(),
+            ReduceKind::Sum | ReduceKind::Max => 1,
+        };
+        let dtype = y.dtype;
+        y.data
+            .iter_mut()
+            .for_each(|y| *y = dtype.exact(*y / count as f64));
         Ok(vec![y])
     }
 }

@@ -1,12 +1,13 @@
 //! `scatter_elements` and `scatter_nd`: elements or slices replaced, or added to, by index.
 
 use super::attrs::{AttrReader, Attrs};
-use super::gather_nd::depth;
+use super::gather::{positions, within};
+use super::gather_nd::{depth, slices};
 use super::{Fill, GatherElements, GatherNd, Op, Operator, Scalar, Types, index, one};
 use crate::dim::Bindings;
 use crate::grad::{Gradient, GradientError};
 use crate::interp::{Array, EvalError, for_each_index};
-use crate::types::{TensorType, TypeError};
+use crate::types::{TensorType, TypeError, line_up};
 
 /// `scatter_elements data, indices, updates {axis=1, add}`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -77,7 +78,7 @@ impl Operator for ScatterElements {
         super::axis(self.axis as i64, data.rank())?;
         index(indices)?;
         super::same_dtype(&[data, updates])?;
-        if indices.rank() != data.rank() || updates.rank() != data.rank() {
+        if !within(indices, data, self.axis) || !line_up(&indices.shape, &updates.shape) {
             return Err(TypeError(format!(
                 "{data}, {indices} and {updates} do not line up"
             )));
@@ -110,11 +111,10 @@ impl Operator for ScatterElements {
 
     fn eval(&self, x: &[&Array], _: &[&TensorType]) -> Result<Vec<Array>, EvalError> {
         let mut y = x[0].clone();
+        let elements = positions(x[1], y.shape[self.axis])?;
         for_each_index(&x[1].shape, |i| {
             let mut to = i.to_vec();
-            let at = x[1].at(i);
-            let n = y.shape[self.axis] as f64;
-            to[self.axis] = if at < 0.0 { at + n } else { at } as usize;
+            to[self.axis] = elements[x[1].flat(i)];
             let (to, update) = (y.flat(&to), x[2].at(i));
             y.data[to] = if self.add {
                 y.data[to] + update
@@ -143,7 +143,9 @@ impl Operator for ScatterNd {
         let (data, indices, updates) = (operands[0], operands[1], operands[2]);
         super::same_dtype(&[data, updates])?;
         let depth = depth(indices)?;
-        if depth > data.rank() || updates.rank() != indices.rank() - 1 + data.rank() - depth {
+        let outer = &indices.shape[..indices.rank() - 1];
+        let slices = outer.iter().chain(data.shape.iter().skip(depth));
+        if depth > data.rank() || !line_up(&updates.shape, slices) {
             return Err(TypeError(format!(
                 "{data}, {indices} and {updates} do not line up"
             )));
@@ -169,14 +171,12 @@ impl Operator for ScatterNd {
         let mut y = x[0].clone();
         let outer = x[1].shape.len() - 1;
         let depth = x[1].shape[outer];
+        let slices = slices(x[1], &y.shape)?;
         for_each_index(&x[2].shape, |i| {
-            let mut to = Vec::new();
-            for k in 0..depth {
-                let at = x[1].at(&[&i[..outer], &[k]].concat());
-                to.push(if at < 0.0 { at + y.shape[k] as f64 } else { at } as usize);
-            }
-            to.extend(&i[outer..]);
-            let (to, update) = (y.flat(&to), x[2].at(i));
+            let row = i[..outer].iter().zip(&x[1].shape);
+            let row = row.fold(0, |n, (i, d)| n * d + i);
+            let at = &slices[row * depth..(row + 1) * depth];
+            let (to, update) = (y.flat(&[at, &i[outer..]].concat()), x[2].at(i));
             y.data[to] = if self.add {
                 y.data[to] + update
             } else {

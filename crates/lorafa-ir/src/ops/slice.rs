@@ -69,6 +69,9 @@ impl Operator for Slice {
     fn infer(&self, operands: &[&TensorType]) -> Result<Types, TypeError> {
         let x = operands[0];
         let mut shape = x.shape.clone();
+        if self.axes.windows(2).any(|w| w[0].axis >= w[1].axis) {
+            return Err(TypeError("the axes of a slice must ascend".into()));
+        }
         for a in &self.axes {
             let Some(dim) = shape.get_mut(a.axis) else {
                 return Err(TypeError(format!(
@@ -77,7 +80,7 @@ impl Operator for Slice {
                 )));
             };
             if let (Dim::Known(n), Dim::Known(start), Dim::Known(len)) = (&*dim, &a.start, &a.len) {
-                let last = start.saturating_add((len - 1).saturating_mul(a.step));
+                let last = start.saturating_add(len.saturating_sub(1).saturating_mul(a.step));
                 let inside = |i: i64| (0..*n).contains(&i);
                 if a.step == 0 || *len < 0 || *len > 0 && !(inside(*start) && inside(last)) {
                     return Err(TypeError(format!("slice {a} leaves {x}")));
@@ -131,9 +134,10 @@ impl Operator for Slice {
         for a in &self.axes {
             let step = u64::try_from(a.step).ok()?;
             let start = u64::try_from(a.start.known()?).ok()?;
-            layout.offset += start * layout.strides[a.axis];
+            let stride = layout.strides[a.axis];
+            layout.offset = start.checked_mul(stride)?.checked_add(layout.offset)?;
             layout.shape[a.axis] = u64::try_from(a.len.known()?).ok()?;
-            layout.strides[a.axis] *= step;
+            layout.strides[a.axis] = stride.checked_mul(step)?;
         }
         Some(layout)
     }
@@ -250,7 +254,7 @@ impl Operator for Pad {
                 .zip(&x[0].shape)
                 .map(|((i, b), n)| usize::try_from(*i as i64 - b).ok().filter(|i| i < n))
                 .collect();
-            from.map_or(self.value.0, |from| x[0].at(&from))
+            from.map_or(results[0].dtype.exact(self.value.0), |from| x[0].at(&from))
         });
         array.map(|a| vec![a])
     }

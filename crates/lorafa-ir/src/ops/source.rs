@@ -169,7 +169,9 @@ impl Operator for Iota {
             .known()
             .ok_or_else(|| EvalError::new("iota with symbols"))?;
         let len = self.len.known().unwrap_or(0);
-        let data = (0..len).map(|i| (start + i * self.step) as f64).collect();
+        let data = (0..len)
+            .map(|i| start.saturating_add(i.saturating_mul(self.step)) as f64)
+            .collect();
         Array::new(results[0], data).map(|a| vec![a])
     }
 }
@@ -214,7 +216,7 @@ impl Operator for Fill {
     }
 
     fn eval(&self, _: &[&Array], results: &[&TensorType]) -> Result<Vec<Array>, EvalError> {
-        Array::from_fn(results[0], |_| self.value.0).map(|a| vec![a])
+        Array::from_fn(results[0], |_| self.ty.dtype.exact(self.value.0)).map(|a| vec![a])
     }
 }
 

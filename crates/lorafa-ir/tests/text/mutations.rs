@@ -209,22 +209,21 @@ fn use_it(mut graph: Graph) {
     });
     let params = params.collect();
     // Indices may be out of range: that is an error.
-C[2].fetch_add(1, std::sync::atomic::Ordering::Relaxed);   if !run(&graph, &params).is_ok() { C[3].fetch_add(1, std::sync::atomic::Ordering::Relaxed);}    let _ = run(&graph, &params);
+    let _ = run(&graph, &params);
 }
 
-static C: [std::sync::atomic::AtomicUsize; 4] = [const { std::sync::atomic::AtomicUsize::new(0) }; 4];
 proptest! {
     #![proptest_config(Config {
-        cases: std::env::var("N").map_or(1000, |n| n.parse().unwrap()),
+        cases: 3000,
         failure_persistence: None,
-        rng_seed: RngSeed::Random,
+        rng_seed: RngSeed::Fixed(1),
         ..Config::default()
     })]
 
     #[test]
     fn a_changed_text_is_read_or_refused(
         at in any::<prop::sample::Index>(),
-        changes in prop::collection::vec(mutation(), 1..6),
+        changes in prop::collection::vec(mutation(), 1..4),
     ) {
         let fixtures = fixtures();
         let (_, mut text) = at.get(&fixtures).clone();
@@ -232,15 +231,12 @@ proptest! {
             apply(&mut text, change);
         }
         if let Ok(graph) = parse(&text) {
-            C[0].fetch_add(1, std::sync::atomic::Ordering::Relaxed); let printed = graph.to_string();
+            let printed = graph.to_string();
             let again = parse(&printed).map(|g| g.to_string());
             prop_assert_eq!(again, Ok(printed));
-            if graph.verify().is_ok() { C[1].fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            if graph.verify().is_ok() {
                 use_it(graph);
             }
         }
     }
 }
-
-#[test]
-fn zz() { std::thread::sleep(std::time::Duration::from_secs(std::env::var("T").map_or(1, |n| n.parse().unwrap()))); println!("COUNTS {C:?}"); }

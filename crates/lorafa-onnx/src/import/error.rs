@@ -131,6 +131,7 @@ pub enum ImportError {
 pub(super) enum Fail {
     Why(String),
     Weight(Box<TensorError>),
+    Unknown,
 }
 
 impl From<PatchError> for Fail {
