@@ -8,6 +8,7 @@
 //! - no op reads a value of a later region (forward < backward < update);
 //! - names of parameters and of outputs are unique, and each output exists;
 //! - gradients belong to trained parameters and have their shape, the loss is a scalar;
+//! - what updates a parameter has its type;
 //! - an adapter's values exist and A and B are parameters of its rank.
 
 use crate::graph::{Graph, OutputKind, Region};
@@ -209,7 +210,17 @@ impl Verifier<'_> {
                     }
                     Some(_) => {}
                 },
-                OutputKind::Loss | OutputKind::Value | OutputKind::Updated(_) => {}
+                OutputKind::Updated(param) => match self.graph.get_value(param) {
+                    None => self.line(line, format!("parameter {param} does not exist")),
+                    Some(_) if self.graph.param(param).is_none() => {
+                        self.line(line, format!("{param} is updated but is no parameter"));
+                    }
+                    Some(p) if p.ty != value.ty => {
+                        self.line(line, format!("expected {}, found {}", p.ty, value.ty));
+                    }
+                    Some(_) => {}
+                },
+                OutputKind::Loss | OutputKind::Value => {}
             }
         }
     }
@@ -217,11 +228,10 @@ impl Verifier<'_> {
     fn adapters(&mut self) {
         for adapter in &self.graph.adapters {
             let line = format!("adapter {:?}", adapter.module);
-            for (name, value) in adapter.values() {
-                if self.graph.get_value(value).is_none() {
-                    self.line(line.clone(), format!("its {name} {value} does not exist"));
-                    return;
-                }
+            let gone = |(_, value): &(_, _)| self.graph.get_value(*value).is_none();
+            if let Some((name, value)) = adapter.values().into_iter().find(gone) {
+                self.line(line, format!("its {name} {value} does not exist"));
+                continue;
             }
             for (name, value) in [("a", adapter.a), ("b", adapter.b)] {
                 if self.graph.param(value).is_none() {

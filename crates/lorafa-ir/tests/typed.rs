@@ -9,6 +9,7 @@ use lorafa_ir::layout::Layout;
 use lorafa_ir::ops::attrs::{AttrReader, split};
 use lorafa_ir::ops::{Param, Role};
 use lorafa_ir::text::parse_type;
+use lorafa_ir::types::line_up;
 use lorafa_ir::{Bindings, DType, Graph, Op, OpId, TensorType, ValueId};
 use rng::Rng;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -172,8 +173,15 @@ fn ask(graph: &mut Graph, op: OpId, rng: &mut Rng) -> bool {
         }
     }
     if let Some(decomposed) = data.kind.decompose(&mut patch, &data.operands) {
-        let found = decomposed.map(|d| d.iter().map(|v| patch.ty(*v).clone()).collect());
-        assert_eq!(found, Ok(results.clone()), "types of the decomposition");
+        let decomposed = decomposed.unwrap();
+        assert_eq!(decomposed.len(), results.len());
+        // A symbol may have become the number that another operand has in its place.
+        for (found, ty) in decomposed.iter().map(|v| patch.ty(*v)).zip(&results) {
+            assert!(
+                found.dtype == ty.dtype && line_up(&found.shape, &ty.shape),
+                "{found} for {ty}"
+            );
+        }
     }
     graph.verify().unwrap();
     let small = |ty: &TensorType| ty.elements().is_some_and(|n| n <= SMALL);
@@ -230,8 +238,8 @@ fn what_type_checks_does_not_panic() {
                 break;
             }
         }
-        if checked < 10 {
-            failures.push(format!("{text} type-checked {checked} times"));
+        if checked == 0 {
+            failures.push(format!("{text} never type-checked"));
         }
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));

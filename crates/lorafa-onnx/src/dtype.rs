@@ -21,12 +21,18 @@ const CODES: &[(DType, DataType)] = &[
 
 /// The IR's type for an ONNX code, if it has one.
 pub fn from_onnx(code: i32) -> Option<DType> {
-    CODES.iter().find(|(_, c)| *c as i32 == code).map(|(d, _)| *d)
+    CODES
+        .iter()
+        .find(|(_, c)| *c as i32 == code)
+        .map(|(d, _)| *d)
 }
 
 /// The ONNX code of a type.
 pub fn to_onnx(dtype: DType) -> i32 {
-    CODES.iter().find(|(d, _)| *d == dtype).map_or(0, |(_, c)| *c as i32)
+    CODES
+        .iter()
+        .find(|(d, _)| *d == dtype)
+        .map_or(0, |(_, c)| *c as i32)
 }
 
 /// Elements of `dtype` from little-endian bytes, as numbers.
@@ -60,7 +66,12 @@ pub fn decode(dtype: DType, bytes: &[u8]) -> Vec<f64> {
 /// Integers of `dtype` from little-endian bytes, without going through floats.
 pub fn decode_ints(dtype: DType, bytes: &[u8]) -> Vec<i64> {
     if dtype == DType::I64 {
-        return bytes.as_chunks::<8>().0.iter().map(|c| i64::from_le_bytes(*c)).collect();
+        return bytes
+            .as_chunks::<8>()
+            .0
+            .iter()
+            .map(|c| i64::from_le_bytes(*c))
+            .collect();
     }
     decode(dtype, bytes).into_iter().map(|x| x as i64).collect()
 }

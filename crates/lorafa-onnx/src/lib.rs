@@ -25,8 +25,10 @@
 //! folder, or allocates by a size that the file only claims. Every error's text is complete by itself: what was
 //! found, what was expected, and the remedy where there is one.
 
+pub mod dtype;
 pub mod external;
 pub mod file;
+pub mod import;
 mod map;
 #[rustfmt::skip]
 #[allow(missing_docs, clippy::all, clippy::pedantic, rustdoc::all)]

@@ -10,7 +10,7 @@ use crate::file::ModelFile;
 use crate::proto::TensorProto;
 use crate::tensor::{self, TensorPayload};
 use lorafa_ir::ops::{Constant, Data, DimValue, External, Literal, Op, Param, Role, Scalar};
-use lorafa_ir::{DType, Dim, Graph, Patch, Region, Shape, Site, TensorType, ValueId};
+use lorafa_ir::{Dim, Graph, Patch, Region, Shape, Site, TensorType, ValueId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -36,7 +36,12 @@ pub(super) struct Importer<'m, 'g> {
 
 impl<'m, 'g> Importer<'m, 'g> {
     pub(super) fn new(graph: &'g mut Graph, model: &'m ModelFile) -> Self {
-        let initializers = model.graph().initializer.iter().map(|t| (t.name(), t)).collect();
+        let initializers = model
+            .graph()
+            .initializer
+            .iter()
+            .map(|t| (t.name(), t))
+            .collect();
         Importer {
             model,
             patch: graph.patch("import"),
@@ -69,13 +74,20 @@ impl<'m, 'g> Importer<'m, 'g> {
         let name = all.iter().find(|t| seen.insert(t.name(), ()).is_some());
         let name = name.map_or(String::new(), |t| t.name().into());
         let (first, second) = ("an initializer".into(), "an initializer".into());
-        Err(ImportError::Duplicate { name, first, second })
+        Err(ImportError::Duplicate {
+            name,
+            first,
+            second,
+        })
     }
 
     pub(super) fn define_input(&mut self, name: &str, param: Param) {
         self.patch.at_site(site(i64::MIN, ""));
         if let Ok(value) = self.patch.add1(Op::Param(Box::new(param)), &[]) {
-            let entry = Entry { value: Some(value), ..Entry::default() };
+            let entry = Entry {
+                value: Some(value),
+                ..Entry::default()
+            };
             self.entries.insert(name.into(), entry);
         }
     }
@@ -90,17 +102,33 @@ impl<'m, 'g> Importer<'m, 'g> {
         if self.patch.graph().value(value).name.is_none() {
             self.patch.name(value, Some(name.into()));
         }
-        self.entries.insert(name.into(), Entry { value: Some(value), ..Entry::default() });
+        self.entries.insert(
+            name.into(),
+            Entry {
+                value: Some(value),
+                ..Entry::default()
+            },
+        );
     }
 
     /// Binds a name to known integers, and to a value if there is one.
     pub(super) fn define_known(&mut self, name: &str, known: Known, value: Option<ValueId>) {
-        self.entries.insert(name.into(), Entry { value, known: Some(known), sequence: None });
+        self.entries.insert(
+            name.into(),
+            Entry {
+                value,
+                known: Some(known),
+                sequence: None,
+            },
+        );
     }
 
     /// Binds a name to a sequence of tensors.
     pub(super) fn define_sequence(&mut self, name: &str, items: Vec<ValueId>) {
-        let entry = Entry { sequence: Some(items), ..Entry::default() };
+        let entry = Entry {
+            sequence: Some(items),
+            ..Entry::default()
+        };
         self.entries.insert(name.into(), entry);
     }
 
@@ -123,7 +151,9 @@ impl<'m, 'g> Importer<'m, 'g> {
         if let Some(entry) = self.entries.get(name) {
             return Ok(entry.known.clone());
         }
-        let Some(tensor) = self.initializers.get(name).copied() else { return Ok(None) };
+        let Some(tensor) = self.initializers.get(name).copied() else {
+            return Ok(None);
+        };
         self.known_tensor(tensor)
     }
 
@@ -136,9 +166,16 @@ impl<'m, 'g> Importer<'m, 'g> {
             return Ok(None);
         }
         let bytes = tensor::read(tensor, &self.store)?;
-        let values = dtype::decode_ints(dtype, &bytes).into_iter().map(Dim::Known).collect();
+        let values = dtype::decode_ints(dtype, &bytes)
+            .into_iter()
+            .map(Dim::Known)
+            .collect();
         let shape = tensor.dims.iter().map(|d| *d as usize).collect();
-        Ok(Some(Known { shape, values }))
+        Ok(Some(Known {
+            dtype,
+            shape,
+            values,
+        }))
     }
 
     /// The one number that a name stands for, if it is a constant of one element.
@@ -146,7 +183,9 @@ impl<'m, 'g> Importer<'m, 'g> {
         if let Some(known) = self.known(name)? {
             return Ok(known.as_scalar().and_then(Dim::known).map(|n| n as f64));
         }
-        let Ok(value) = self.value(name) else { return Ok(None) };
+        let Ok(value) = self.value(name) else {
+            return Ok(None);
+        };
         Ok(match &self.patch.graph().def(value).kind {
             Op::Constant(c) => c.as_f64(),
             _ => None,
@@ -157,8 +196,12 @@ impl<'m, 'g> Importer<'m, 'g> {
     pub(super) fn value(&mut self, name: &str) -> Result<ValueId, Fail> {
         let entry = self.entries.get(name).cloned();
         let value = match entry {
-            Some(Entry { value: Some(value), .. }) => return Ok(value),
-            Some(Entry { known: Some(known), .. }) => self.materialize(&known)?,
+            Some(Entry {
+                value: Some(value), ..
+            }) => return Ok(value),
+            Some(Entry {
+                known: Some(known), ..
+            }) => self.materialize(&known)?,
             Some(_) => return Err(format!("`{name}` is a sequence, not a tensor").into()),
             None => {
                 let tensor = self.initializers.get(name).copied();
@@ -178,12 +221,24 @@ impl<'m, 'g> Importer<'m, 'g> {
         let shape: Shape = known.shape.iter().map(|d| Dim::Known(*d as i64)).collect();
         let op = match known.numbers() {
             Some(numbers) => {
-                let ty = TensorType { dtype: DType::I64, shape };
-                Constant { ty, literal: Literal::Ints(numbers) }.into()
+                let ty = TensorType {
+                    dtype: known.dtype,
+                    shape,
+                };
+                Constant {
+                    ty,
+                    literal: Literal::Ints(numbers),
+                }
+                .into()
             }
-            None => DimValue { shape, values: known.values.iter().cloned().collect() }.into(),
+            None => DimValue {
+                shape,
+                values: known.values.iter().cloned().collect(),
+            }
+            .into(),
         };
-        Ok(self.patch.add1(op, &[])?)
+        let value = self.patch.add1(op, &[])?;
+        Ok(self.patch.cast(value, known.dtype)?)
     }
 
     /// A constant tensor in the graph: in full if small, as a parameter otherwise.
@@ -196,11 +251,20 @@ impl<'m, 'g> Importer<'m, 'g> {
         let ty = TensorType::new(dtype, tensor.dims.iter().map(|d| Dim::Known(*d)));
         ty.check()?;
         let weight = dtype.is_float() && names::is_path(name);
-        let small = if dtype.is_float() { count <= 1 } else { count <= MAX_KNOWN as u64 };
+        let small = if dtype.is_float() {
+            count <= 1
+        } else {
+            count <= MAX_KNOWN as u64
+        };
         if small && !weight {
             let bytes = tensor::read(tensor, &self.store)?;
             let literal = if dtype.is_float() {
-                Literal::Floats(dtype::decode(dtype, &bytes).into_iter().map(Scalar).collect())
+                Literal::Floats(
+                    dtype::decode(dtype, &bytes)
+                        .into_iter()
+                        .map(Scalar)
+                        .collect(),
+                )
             } else {
                 Literal::Ints(dtype::decode_ints(dtype, &bytes))
             };
@@ -225,5 +289,10 @@ impl<'m, 'g> Importer<'m, 'g> {
 }
 
 fn site(seq: i64, module: &str) -> Site {
-    Site { region: Region::Forward, seq, module: Arc::from(module), of: None }
+    Site {
+        region: Region::Forward,
+        seq,
+        module: Arc::from(module),
+        of: None,
+    }
 }

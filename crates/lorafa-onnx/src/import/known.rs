@@ -5,8 +5,8 @@
 
 use super::error::Fail;
 use super::node::Node;
-use lorafa_ir::Dim;
 use lorafa_ir::ops::axis;
+use lorafa_ir::{DType, Dim};
 
 /// The most integers that are tracked: shapes and permutations are short, masks are data.
 pub(super) const MAX_KNOWN: usize = 256;
@@ -14,6 +14,7 @@ pub(super) const MAX_KNOWN: usize = 256;
 /// An integer tensor whose elements are known.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Known {
+    pub(super) dtype: DType,
     pub(super) shape: Vec<usize>,
     pub(super) values: Vec<Dim>,
 }
@@ -21,11 +22,19 @@ pub(super) struct Known {
 impl Known {
     pub(super) fn list(values: impl IntoIterator<Item = Dim>) -> Known {
         let values: Vec<Dim> = values.into_iter().collect();
-        Known { shape: vec![values.len()], values }
+        Known {
+            dtype: DType::I64,
+            shape: vec![values.len()],
+            values,
+        }
     }
 
     pub(super) fn scalar(value: Dim) -> Known {
-        Known { shape: Vec::new(), values: vec![value] }
+        Known {
+            dtype: DType::I64,
+            shape: Vec::new(),
+            values: vec![value],
+        }
     }
 
     /// The one element.
@@ -52,7 +61,9 @@ impl Known {
 /// Evaluates a node on known inputs; `None` if it is not integer arithmetic, or cannot be
 /// decided.
 pub(super) fn evaluate(node: &Node<'_>, ins: &[Option<Known>]) -> Result<Option<Known>, Fail> {
-    let Some(Some(x)) = ins.first() else { return Ok(None) };
+    let Some(Some(x)) = ins.first() else {
+        return Ok(None);
+    };
     let second = ins.get(1).and_then(Option::as_ref);
     Ok(match node.op() {
         "Identity" => Some(x.clone()),
@@ -83,7 +94,11 @@ pub(super) fn evaluate(node: &Node<'_>, ins: &[Option<Known>]) -> Result<Option<
             for a in sorted(&axes, rank)? {
                 shape.insert(a.min(shape.len()), 1);
             }
-            Some(Known { shape, values: x.values.clone() })
+            Some(Known {
+                dtype: x.dtype,
+                shape,
+                values: x.values.clone(),
+            })
         }
         "Squeeze" | "Flatten" => {
             let shape = if x.values.len() == 1 && node.op() == "Squeeze" {
@@ -91,13 +106,21 @@ pub(super) fn evaluate(node: &Node<'_>, ins: &[Option<Known>]) -> Result<Option<
             } else {
                 vec![x.values.len()]
             };
-            Some(Known { shape, values: x.values.clone() })
+            Some(Known {
+                dtype: x.dtype,
+                shape,
+                values: x.values.clone(),
+            })
         }
         "Transpose" => transpose(node, x),
         "ReduceProd" => {
             let product = x.values.iter().fold(Dim::Known(1), |p, d| p.times(d));
             let keep = node.int("keepdims", 1) != 0;
-            Some(Known { shape: if keep { vec![1] } else { Vec::new() }, values: vec![product] })
+            Some(Known {
+                dtype: x.dtype,
+                shape: if keep { vec![1] } else { Vec::new() },
+                values: vec![product],
+            })
         }
         "ConstantOfShape" => constant_of_shape(node, x)?,
         "Expand" => match (x.as_scalar(), second.and_then(Known::numbers)) {
@@ -106,7 +129,11 @@ pub(super) fn evaluate(node: &Node<'_>, ins: &[Option<Known>]) -> Result<Option<
                     shape.iter().map(|d| usize::try_from(*d).ok()).collect();
                 shape.and_then(|shape| {
                     let n = Known::count(&shape)?;
-                    Some(Known { shape, values: vec![value.clone(); n] })
+                    Some(Known {
+                        dtype: x.dtype,
+                        shape,
+                        values: vec![value.clone(); n],
+                    })
                 })
             }
             _ => None,
@@ -130,12 +157,16 @@ pub(super) fn axes(node: &Node<'_>, input: Option<&Known>) -> Result<Vec<i64>, F
         return Ok(axes.to_vec());
     }
     let axes = input.ok_or("its axes are not known before the step runs")?;
-    axes.numbers().ok_or_else(|| "its axes depend on symbolic dimensions".into())
+    axes.numbers()
+        .ok_or_else(|| "its axes depend on symbolic dimensions".into())
 }
 
 /// Axes resolved against a rank, ascending and distinct.
 pub(super) fn sorted(axes: &[i64], rank: usize) -> Result<Vec<usize>, Fail> {
-    let mut sorted: Vec<usize> = axes.iter().map(|a| axis(*a, rank)).collect::<Result<_, _>>()?;
+    let mut sorted: Vec<usize> = axes
+        .iter()
+        .map(|a| axis(*a, rank))
+        .collect::<Result<_, _>>()?;
     sorted.sort_unstable();
     if sorted.windows(2).any(|w| w[0] == w[1]) {
         return Err("an axis is given twice".into());
@@ -144,12 +175,20 @@ pub(super) fn sorted(axes: &[i64], rank: usize) -> Result<Vec<usize>, Fail> {
 }
 
 fn map(x: &Known, f: impl Fn(&Dim) -> Dim) -> Known {
-    Known { shape: x.shape.clone(), values: x.values.iter().map(f).collect() }
+    Known {
+        dtype: x.dtype,
+        shape: x.shape.clone(),
+        values: x.values.iter().map(f).collect(),
+    }
 }
 
 fn numeric(x: &Known, f: impl Fn(i64) -> i64) -> Option<Known> {
     let values = x.numbers()?.into_iter().map(|n| Dim::Known(f(n))).collect();
-    Some(Known { shape: x.shape.clone(), values })
+    Some(Known {
+        dtype: x.dtype,
+        shape: x.shape.clone(),
+        values,
+    })
 }
 
 fn binary(op: &str, x: &Known, y: &Known) -> Option<Known> {
@@ -161,8 +200,16 @@ fn binary(op: &str, x: &Known, y: &Known) -> Option<Known> {
         _ => return None,
     };
     let pick = |k: &Known, i: usize| k.values[if k.values.len() == 1 { 0 } else { i }].clone();
-    let values = (0..n).map(|i| apply(op, &pick(x, i), &pick(y, i))).collect::<Option<_>>()?;
-    Some(Known { shape, values })
+    let values = (0..n)
+        .map(|i| apply(op, &pick(x, i), &pick(y, i)))
+        .collect::<Option<_>>()?;
+    let arithmetic = matches!(op, "Add" | "Sub" | "Mul" | "Div" | "Max" | "Min" | "Mod");
+    let dtype = if arithmetic { x.dtype } else { DType::Bool };
+    Some(Known {
+        dtype,
+        shape,
+        values,
+    })
 }
 
 fn apply(op: &str, a: &Dim, b: &Dim) -> Option<Dim> {
@@ -197,18 +244,32 @@ fn apply(op: &str, a: &Dim, b: &Dim) -> Option<Dim> {
 }
 
 fn select(condition: &Known, a: &Known, b: &Known) -> Option<Known> {
-    let n = condition.values.len().max(a.values.len()).max(b.values.len());
-    let longest = [condition, a, b].into_iter().find(|k| k.values.len() == n)?;
+    let n = condition
+        .values
+        .len()
+        .max(a.values.len())
+        .max(b.values.len());
+    let longest = [condition, a, b]
+        .into_iter()
+        .find(|k| k.values.len() == n)?;
     let pick = |k: &Known, i: usize| match k.values.len() {
         1 => Some(k.values[0].clone()),
         len if len == n => Some(k.values[i].clone()),
         _ => None,
     };
     let choose = |i: usize| {
-        if pick(condition, i)?.known()? != 0 { pick(a, i) } else { pick(b, i) }
+        if pick(condition, i)?.known()? != 0 {
+            pick(a, i)
+        } else {
+            pick(b, i)
+        }
     };
     let values = (0..n).map(choose).collect::<Option<_>>()?;
-    Some(Known { shape: longest.shape.clone(), values })
+    Some(Known {
+        dtype: a.dtype,
+        shape: longest.shape.clone(),
+        values,
+    })
 }
 
 fn gather(x: &Known, indices: &Known) -> Option<Known> {
@@ -216,18 +277,36 @@ fn gather(x: &Known, indices: &Known) -> Option<Known> {
         return None;
     }
     let n = x.values.len() as i64;
-    let pick = |i: i64| x.values.get(usize::try_from(if i < 0 { i + n } else { i }).ok()?).cloned();
-    let values = indices.numbers()?.into_iter().map(pick).collect::<Option<_>>()?;
-    Some(Known { shape: indices.shape.clone(), values })
+    let pick = |i: i64| {
+        x.values
+            .get(usize::try_from(if i < 0 { i + n } else { i }).ok()?)
+            .cloned()
+    };
+    let values = indices
+        .numbers()?
+        .into_iter()
+        .map(pick)
+        .collect::<Option<_>>()?;
+    Some(Known {
+        dtype: x.dtype,
+        shape: indices.shape.clone(),
+        values,
+    })
 }
 
 fn concat(node: &Node<'_>, ins: &[Option<Known>]) -> Result<Option<Known>, Fail> {
-    let Some(parts) = ins.iter().cloned().collect::<Option<Vec<Known>>>() else { return Ok(None) };
+    let Some(parts) = ins.iter().cloned().collect::<Option<Vec<Known>>>() else {
+        return Ok(None);
+    };
     if parts.iter().any(|p| p.shape.len() != 1) {
         return Ok(None);
     }
     axis(node.int("axis", 0), 1)?;
-    Ok(Some(Known::list(parts.into_iter().flat_map(|p| p.values))))
+    let dtype = parts.first().map_or(DType::I64, |p| p.dtype);
+    Ok(Some(Known {
+        dtype,
+        ..Known::list(parts.into_iter().flat_map(|p| p.values))
+    }))
 }
 
 fn slice(x: &Known, ins: &[Option<Known>]) -> Option<Known> {
@@ -255,7 +334,11 @@ fn slice(x: &Known, ins: &[Option<Known>]) -> Option<Known> {
         }
     } else if step < 0 {
         let (mut i, end) = (clamp(start, -1, n - 1), clamp(end, -1, n - 1));
-        let end = if ins[2].as_ref()?.as_scalar()?.known()? < -n { -1 } else { end };
+        let end = if ins[2].as_ref()?.as_scalar()?.known()? < -n {
+            -1
+        } else {
+            end
+        };
         while i > end {
             picked.push(i);
             i = i.saturating_add(step);
@@ -265,10 +348,22 @@ fn slice(x: &Known, ins: &[Option<Known>]) -> Option<Known> {
     }
     let values: Vec<Dim> = picked
         .iter()
-        .flat_map(|i| x.values[*i as usize * width..(*i as usize + 1) * width].iter().cloned())
+        .flat_map(|i| {
+            x.values[*i as usize * width..(*i as usize + 1) * width]
+                .iter()
+                .cloned()
+        })
         .collect();
-    let shape = if row { vec![picked.len(), width] } else { vec![picked.len()] };
-    Some(Known { shape, values })
+    let shape = if row {
+        vec![picked.len(), width]
+    } else {
+        vec![picked.len()]
+    };
+    Some(Known {
+        dtype: x.dtype,
+        shape,
+        values,
+    })
 }
 
 fn reshape(x: &Known, to: &Known) -> Option<Known> {
@@ -282,15 +377,25 @@ fn reshape(x: &Known, to: &Known) -> Option<Known> {
             d => usize::try_from(*d).ok()?,
         });
     }
-    (Known::count(&shape)? == n).then_some(Known { shape, values: x.values.clone() })
+    (Known::count(&shape)? == n).then_some(Known {
+        dtype: x.dtype,
+        shape,
+        values: x.values.clone(),
+    })
 }
 
 fn transpose(node: &Node<'_>, x: &Known) -> Option<Known> {
     match (x.shape.as_slice(), node.ints("perm")) {
         ([rows, cols], None | Some([1, 0])) => {
             let values = (0..*cols).flat_map(|c| (0..*rows).map(move |r| (r, c)));
-            let values = values.map(|(r, c)| x.values[r * cols + c].clone()).collect();
-            Some(Known { shape: vec![*cols, *rows], values })
+            let values = values
+                .map(|(r, c)| x.values[r * cols + c].clone())
+                .collect();
+            Some(Known {
+                dtype: x.dtype,
+                shape: vec![*cols, *rows],
+                values,
+            })
         }
         ([] | [_], _) => Some(x.clone()),
         _ => None,
@@ -298,12 +403,16 @@ fn transpose(node: &Node<'_>, x: &Known) -> Option<Known> {
 }
 
 fn constant_of_shape(node: &Node<'_>, x: &Known) -> Result<Option<Known>, Fail> {
-    let Some(shape) = x.numbers() else { return Ok(None) };
+    let Some(shape) = x.numbers() else {
+        return Ok(None);
+    };
     let shape: Option<Vec<usize>> = shape.iter().map(|d| usize::try_from(*d).ok()).collect();
     let Some((shape, n)) = shape.and_then(|s| Known::count(&s).map(|n| (s, n))) else {
         return Ok(None);
     };
-    let Some(value) = node.tensor("value") else { return Ok(None) };
+    let Some(value) = node.tensor("value") else {
+        return Ok(None);
+    };
     let Some(dtype) = crate::dtype::from_onnx(value.data_type()).filter(|d| !d.is_float()) else {
         return Ok(None);
     };
@@ -311,6 +420,12 @@ fn constant_of_shape(node: &Node<'_>, x: &Known) -> Result<Option<Known>, Fail> 
         return Ok(None);
     };
     let fill = crate::dtype::decode_ints(dtype, &bytes);
-    let Some(fill) = fill.first() else { return Ok(None) };
-    Ok(Some(Known { shape, values: vec![Dim::Known(*fill); n] }))
+    let Some(fill) = fill.first() else {
+        return Ok(None);
+    };
+    Ok(Some(Known {
+        dtype,
+        shape,
+        values: vec![Dim::Known(*fill); n],
+    }))
 }

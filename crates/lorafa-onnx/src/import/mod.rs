@@ -32,13 +32,19 @@ pub fn import(model: &ModelFile) -> Result<Graph, ImportError> {
     let proto = model.graph();
     let opset = model.opset("").unwrap_or(0);
     if opset < LEAST_OPSET {
-        return Err(ImportError::OldOpset { found: opset, least: LEAST_OPSET });
+        return Err(ImportError::OldOpset {
+            found: opset,
+            least: LEAST_OPSET,
+        });
     }
     if let Some(output) = proto.output.iter().find(|o| is_gradient(o.name())) {
-        return Err(ImportError::TrainingGraph { output: output.name().into() });
+        return Err(ImportError::TrainingGraph {
+            output: output.name().into(),
+        });
     }
     let mut graph = Graph::new(proto.name());
     let mut importer = Importer::new(&mut graph, model);
+    importer.check_initializers()?;
     importer.inputs()?;
     for index in order(&importer)? {
         let node = importer.node(index);
@@ -88,13 +94,18 @@ fn order(importer: &Importer<'_, '_>) -> Result<Vec<usize>, ImportError> {
                 None if importer.source(input).is_some() => {}
                 None => {
                     let place = importer.node(i).place();
-                    return Err(ImportError::MissingInput { place, input: input.clone() });
+                    return Err(ImportError::MissingInput {
+                        place,
+                        input: input.clone(),
+                    });
                 }
             }
         }
     }
-    let mut ready: BinaryHeap<Reverse<usize>> =
-        (0..nodes.len()).filter(|i| missing[*i] == 0).map(Reverse).collect();
+    let mut ready: BinaryHeap<Reverse<usize>> = (0..nodes.len())
+        .filter(|i| missing[*i] == 0)
+        .map(Reverse)
+        .collect();
     let mut order = Vec::with_capacity(nodes.len());
     while let Some(Reverse(i)) = ready.pop() {
         order.push(i);
@@ -106,7 +117,9 @@ fn order(importer: &Importer<'_, '_>) -> Result<Vec<usize>, ImportError> {
         }
     }
     match missing.iter().position(|m| *m > 0) {
-        Some(i) => Err(ImportError::Cycle { place: importer.node(i).place() }),
+        Some(i) => Err(ImportError::Cycle {
+            place: importer.node(i).place(),
+        }),
         None => Ok(order),
     }
 }
@@ -119,7 +132,11 @@ impl<'m> Importer<'m, '_> {
     fn node(&self, index: usize) -> Node<'m> {
         let proto = &self.nodes()[index];
         let opset = self.model.opset(proto.domain()).unwrap_or(0);
-        Node { proto, seq: index as i64, opset }
+        Node {
+            proto,
+            seq: index as i64,
+            opset,
+        }
     }
 
     /// Declares graph inputs that are no initializers.
@@ -129,7 +146,11 @@ impl<'m> Importer<'m, '_> {
             let name = input.name();
             if seen.insert(name, ()).is_some() {
                 let (first, second) = ("an input".into(), "an input".into());
-                return Err(ImportError::Duplicate { name: name.into(), first, second });
+                return Err(ImportError::Duplicate {
+                    name: name.into(),
+                    first,
+                    second,
+                });
             }
             if self.is_initializer(name) {
                 continue;
@@ -143,9 +164,17 @@ impl<'m> Importer<'m, '_> {
     fn import(&mut self, node: &Node<'m>) -> Result<(), ImportError> {
         let result = self.dispatch(node);
         result.map_err(|fail| match fail {
-            Fail::Why(why) => ImportError::Node { place: node.place(), why },
-            Fail::Weight(error) => ImportError::Weight { place: node.place().to_string(), error },
-            Fail::Unknown => ImportError::UnknownOp { place: node.place() },
+            Fail::Why(why) => ImportError::Node {
+                place: node.place(),
+                why,
+            },
+            Fail::Weight(error) => ImportError::Weight {
+                place: node.place().to_string(),
+                error,
+            },
+            Fail::Unknown => ImportError::UnknownOp {
+                place: node.place(),
+            },
         })
     }
 
@@ -156,11 +185,17 @@ impl<'m> Importer<'m, '_> {
         let mut losses = 0;
         for output in &self.model.graph().output {
             let name = output.name();
-            let value = self.value(name).map_err(|_| ImportError::MissingOutput { name: name.into() })?;
+            let value = self
+                .value(name)
+                .map_err(|_| ImportError::MissingOutput { name: name.into() })?;
             let ty = self.patch.ty(value);
             let scalar = ty.dtype.is_float() && ty.elements() == Some(1) && ty.rank() <= 1;
             losses += usize::from(scalar);
-            let kind = if scalar && losses == 1 { OutputKind::Loss } else { OutputKind::Value };
+            let kind = if scalar && losses == 1 {
+                OutputKind::Loss
+            } else {
+                OutputKind::Value
+            };
             self.patch.output(name, value, kind);
         }
         Ok(())
@@ -169,16 +204,27 @@ impl<'m> Importer<'m, '_> {
 
 /// The type that a value is declared with, if that is a tensor of a supported element type.
 pub(super) fn declared(ty: Option<&TypeProto>) -> Option<Result<TensorType, String>> {
-    let Some(type_proto::Value::TensorType(tensor)) = ty?.value.as_ref() else { return None };
+    let Some(type_proto::Value::TensorType(tensor)) = ty?.value.as_ref() else {
+        return None;
+    };
     let dtype = crate::dtype::from_onnx(tensor.elem_type())?;
-    let dims = tensor.shape.as_ref()?.dim.iter().map(|dim| match &dim.value {
-        Some(tensor_shape_proto::dimension::Value::DimValue(n)) if *n >= 0 => Ok(Dim::Known(*n)),
-        Some(tensor_shape_proto::dimension::Value::DimValue(n)) => {
-            Err(format!("dimension {n} is negative"))
-        }
-        Some(tensor_shape_proto::dimension::Value::DimParam(name)) => Ok(symbol(name)),
-        None => Err("a dimension has neither a number nor a name; name it when exporting".into()),
-    });
+    let dims = tensor
+        .shape
+        .as_ref()?
+        .dim
+        .iter()
+        .map(|dim| match &dim.value {
+            Some(tensor_shape_proto::dimension::Value::DimValue(n)) if *n >= 0 => {
+                Ok(Dim::Known(*n))
+            }
+            Some(tensor_shape_proto::dimension::Value::DimValue(n)) => {
+                Err(format!("dimension {n} is negative"))
+            }
+            Some(tensor_shape_proto::dimension::Value::DimParam(name)) => Ok(symbol(name)),
+            None => {
+                Err("a dimension has neither a number nor a name; name it when exporting".into())
+            }
+        });
     let shape: Result<Shape, String> = dims.collect();
     Some(shape.map(|shape| TensorType { dtype, shape }))
 }
@@ -186,8 +232,10 @@ pub(super) fn declared(ty: Option<&TypeProto>) -> Option<Result<TensorType, Stri
 /// What an exporter wrote as a dimension's name: an expression, or a symbol of its own.
 fn symbol(name: &str) -> Dim {
     name.parse().unwrap_or_else(|_| {
-        let word: String =
-            name.chars().map(|c| if c.is_alphanumeric() { c } else { '_' }).collect();
+        let word: String = name
+            .chars()
+            .map(|c| if c.is_alphanumeric() { c } else { '_' })
+            .collect();
         Dim::sym(&word)
     })
 }
@@ -197,19 +245,31 @@ fn input_type(input: &ValueInfoProto) -> Result<TensorType, ImportError> {
     match declared(input.r#type.as_ref()) {
         Some(Ok(ty)) => match ty.check() {
             Ok(()) => Ok(ty),
-            Err(error) => Err(ImportError::Dim { name, why: error.to_string() }),
+            Err(error) => Err(ImportError::Dim {
+                name,
+                why: error.to_string(),
+            }),
         },
         Some(Err(why)) => Err(ImportError::Dim { name, why }),
         None => {
             let found = match input.r#type.as_ref().and_then(|t| t.value.as_ref()) {
                 Some(type_proto::Value::TensorType(t)) if t.shape.is_none() => {
-                    return Err(ImportError::Dim { name, why: "it has no shape".into() });
+                    return Err(ImportError::Dim {
+                        name,
+                        why: "it has no shape".into(),
+                    });
                 }
-                Some(type_proto::Value::TensorType(t)) => crate::tensor::data_type_name(t.elem_type()),
+                Some(type_proto::Value::TensorType(t)) => {
+                    crate::tensor::data_type_name(t.elem_type())
+                }
                 Some(_) => "something else than a tensor".into(),
                 None => "no type".into(),
             };
-            Err(ImportError::Type { what: "input", name, found })
+            Err(ImportError::Type {
+                what: "input",
+                name,
+                found,
+            })
         }
     }
 }

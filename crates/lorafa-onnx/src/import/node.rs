@@ -24,17 +24,26 @@ impl<'m> Node<'m> {
 
     /// The name of an input, unless it is left out.
     pub(super) fn input(&self, slot: usize) -> Option<&'m str> {
-        self.proto.input.get(slot).map(String::as_str).filter(|name| !name.is_empty())
+        self.proto
+            .input
+            .get(slot)
+            .map(String::as_str)
+            .filter(|name| !name.is_empty())
     }
 
     /// The name of an input that must be there.
     pub(super) fn required(&self, slot: usize) -> Result<&'m str, Fail> {
-        self.input(slot).ok_or_else(|| Fail::Why(format!("input {slot} is missing")))
+        self.input(slot)
+            .ok_or_else(|| Fail::Why(format!("input {slot} is missing")))
     }
 
     /// The name of an output, unless it is left out.
     pub(super) fn output(&self, slot: usize) -> Option<&'m str> {
-        self.proto.output.get(slot).map(String::as_str).filter(|name| !name.is_empty())
+        self.proto
+            .output
+            .get(slot)
+            .map(String::as_str)
+            .filter(|name| !name.is_empty())
     }
 
     fn attr(&self, name: &str) -> Option<&'m AttributeProto> {
@@ -83,7 +92,12 @@ impl<'m> Node<'m> {
             domain => format!("{domain}::{}", self.op()),
         };
         let module = module(self.proto);
-        Box::new(NodePlace { node: name.into(), op, opset: self.opset, module })
+        Box::new(NodePlace {
+            node: name.into(),
+            op,
+            opset: self.opset,
+            module,
+        })
     }
 }
 
@@ -95,8 +109,13 @@ pub(super) fn module(node: &NodeProto) -> String {
         // A Python list of strings: the scopes from the root down, then the operation.
         let items: Vec<&str> = scopes.value().split('\'').skip(1).step_by(2).collect();
         let path = items.len().checked_sub(2).and_then(|i| items.get(i));
-        return path.filter(|p| !p.starts_with('_')).map_or(String::new(), ToString::to_string);
+        return path
+            .filter(|p| !p.starts_with('_'))
+            .map_or(String::new(), ToString::to_string);
     }
-    let Some(path) = node.name().strip_prefix('/') else { return String::new() };
-    path.rsplit_once('/').map_or(String::new(), |(module, _)| module.replace('/', "."))
+    let Some(path) = node.name().strip_prefix('/') else {
+        return String::new();
+    };
+    path.rsplit_once('/')
+        .map_or(String::new(), |(module, _)| module.replace('/', "."))
 }

@@ -153,7 +153,9 @@ fn clip<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
 }
 
 fn identity<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
-    let (from, Some(to)) = (node.required(0)?, node.output(0)) else { return Ok(()) };
+    let (from, Some(to)) = (node.required(0)?, node.output(0)) else {
+        return Ok(());
+    };
     im.alias(to, from)
 }
 
@@ -166,10 +168,9 @@ fn select<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
 fn cast<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
     let to = if node.op() == "CastLike" {
         let like = node.required(1)?;
-        // Integers known so far are i64 in ONNX; making a value of them here would be waste.
         match im.known(like)? {
-            Some(_) if !im.is_initializer(like) => DType::I64,
-            _ => {
+            Some(known) => known.dtype,
+            None => {
                 let like = im.value(like)?;
                 im.patch.ty(like).dtype
             }
@@ -177,7 +178,10 @@ fn cast<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
     } else {
         let code = node.int("to", 0) as i32;
         dtype::from_onnx(code).ok_or_else(|| {
-            format!("casts to {}, which is not supported", crate::tensor::data_type_name(code))
+            format!(
+                "casts to {}, which is not supported",
+                crate::tensor::data_type_name(code)
+            )
         })?
     };
     let name = node.required(0)?;
@@ -190,15 +194,9 @@ fn cast<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
             };
             known.values = values;
         }
-        let keep = to == DType::I64;
+        known.dtype = to;
         if let Some(output) = node.output(0) {
-            let value = if keep {
-                None
-            } else {
-                let x = im.value(name)?;
-                Some(im.patch.cast(x, to)?)
-            };
-            im.define_known(output, known, value);
+            im.define_known(output, known, None);
         }
         return Ok(());
     }
@@ -209,8 +207,14 @@ fn cast<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
         && let Some(output) = node.output(0)
     {
         let n = lorafa_ir::Dim::Known(x as i64);
-        let value = im.patch.scalar(to, x)?;
-        im.define_known(output, super::Known::scalar(n), Some(value));
+        im.define_known(
+            output,
+            super::Known {
+                dtype: to,
+                ..super::Known::scalar(n)
+            },
+            None,
+        );
         return Ok(());
     }
     let x = im.value(name)?;
@@ -228,7 +232,11 @@ fn dropout<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
         None => 0.5,
     };
     let training = match node.input(2) {
-        Some(name) => im.number(name)?.ok_or("its training mode is not a constant")? != 0.0,
+        Some(name) => {
+            im.number(name)?
+                .ok_or("its training mode is not a constant")?
+                != 0.0
+        }
         None => false,
     };
     if !training || ratio == 0.0 {
@@ -238,7 +246,10 @@ fn dropout<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
         return identity(im, node);
     }
     let x = im.input(node, 0)?;
-    let dropout = Dropout { ratio: Scalar(ratio), seed: node.int("seed", node.seq) };
+    let dropout = Dropout {
+        ratio: Scalar(ratio),
+        seed: node.int("seed", node.seq),
+    };
     let results = im.patch.add(dropout.into(), &[x])?;
     for (slot, value) in results.into_iter().enumerate() {
         if let Some(name) = node.output(slot) {

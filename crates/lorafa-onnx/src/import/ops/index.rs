@@ -3,8 +3,8 @@
 use super::{Fail, Handler, Importer, Node};
 use lorafa_ir::Dim;
 use lorafa_ir::ops::{
-    BinaryKind, CumSum, Gather, GatherElements, GatherNd, Iota, Scalar, ScatterElements, ScatterNd, Slice,
-    SliceAxis, axis,
+    BinaryKind, CumSum, Gather, GatherElements, GatherNd, Iota, Scalar, ScatterElements, ScatterNd,
+    Slice, SliceAxis, axis,
 };
 
 pub(super) const OPS: &[(&str, Handler)] = &[
@@ -24,10 +24,27 @@ fn gather<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
     let at = axis(node.int("axis", 0), shape.len())?;
     let index = im.known(node.required(1)?)?.filter(|k| k.shape.is_empty());
     if let Some(Dim::Known(i)) = index.as_ref().and_then(|k| k.as_scalar()) {
-        let start = if *i < 0 { shape[at].plus(&Dim::Known(*i)) } else { Dim::Known(*i) };
-        let part = SliceAxis { axis: at, start, len: Dim::Known(1), step: 1 };
-        let cut = im.patch.add1(Slice { axes: [part].into_iter().collect() }.into(), &[x])?;
-        let kept = (0..shape.len()).filter(|a| *a != at).map(|a| shape[a].clone());
+        let start = if *i < 0 {
+            shape[at].plus(&Dim::Known(*i))
+        } else {
+            Dim::Known(*i)
+        };
+        let part = SliceAxis {
+            axis: at,
+            start,
+            len: Dim::Known(1),
+            step: 1,
+        };
+        let cut = im.patch.add1(
+            Slice {
+                axes: [part].into_iter().collect(),
+            }
+            .into(),
+            &[x],
+        )?;
+        let kept = (0..shape.len())
+            .filter(|a| *a != at)
+            .map(|a| shape[a].clone());
         let y = im.patch.reshape(cut, kept)?;
         return im.result(node, y);
     }
@@ -39,14 +56,19 @@ fn gather<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
 fn gather_elements<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
     let (x, indices) = (im.input(node, 0)?, im.input(node, 1)?);
     let axis = axis(node.int("axis", 0), im.patch.ty(x).rank())?;
-    let y = im.patch.add1(GatherElements { axis }.into(), &[x, indices])?;
+    let y = im
+        .patch
+        .add1(GatherElements { axis }.into(), &[x, indices])?;
     im.result(node, y)
 }
 
 fn gather_nd<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
     let (x, indices) = (im.input(node, 0)?, im.input(node, 1)?);
-    let batch_dims = usize::try_from(node.int("batch_dims", 0)).map_err(|_| "negative batch_dims")?;
-    let y = im.patch.add1(GatherNd { batch_dims }.into(), &[x, indices])?;
+    let batch_dims =
+        usize::try_from(node.int("batch_dims", 0)).map_err(|_| "negative batch_dims")?;
+    let y = im
+        .patch
+        .add1(GatherNd { batch_dims }.into(), &[x, indices])?;
     im.result(node, y)
 }
 
@@ -61,22 +83,47 @@ fn reduction(node: &Node<'_>) -> Result<bool, Fail> {
 fn scatter_elements<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
     let ins = [im.input(node, 0)?, im.input(node, 1)?, im.input(node, 2)?];
     let axis = axis(node.int("axis", 0), im.patch.ty(ins[0]).rank())?;
-    let y = im.patch.add1(ScatterElements { axis, add: reduction(node)? }.into(), &ins)?;
+    let y = im.patch.add1(
+        ScatterElements {
+            axis,
+            add: reduction(node)?,
+        }
+        .into(),
+        &ins,
+    )?;
     im.result(node, y)
 }
 
 fn scatter_nd<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
     let ins = [im.input(node, 0)?, im.input(node, 1)?, im.input(node, 2)?];
-    let y = im.patch.add1(ScatterNd { add: reduction(node)? }.into(), &ins)?;
+    let y = im.patch.add1(
+        ScatterNd {
+            add: reduction(node)?,
+        }
+        .into(),
+        &ins,
+    )?;
     im.result(node, y)
 }
 
 fn cumsum<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
-    let [at] = im.numbers(node, 1, "axis")?.as_slice().try_into().map_err(|_| "its axis is no scalar")?;
+    let [at] = im
+        .numbers(node, 1, "axis")?
+        .as_slice()
+        .try_into()
+        .map_err(|_| "its axis is no scalar")?;
     let x = im.input(node, 0)?;
     let axis = axis(at, im.patch.ty(x).rank())?;
     let (exclusive, reverse) = (node.int("exclusive", 0) != 0, node.int("reverse", 0) != 0);
-    let y = im.patch.add1(CumSum { axis, exclusive, reverse }.into(), &[x])?;
+    let y = im.patch.add1(
+        CumSum {
+            axis,
+            exclusive,
+            reverse,
+        }
+        .into(),
+        &[x],
+    )?;
     im.result(node, y)
 }
 
@@ -88,7 +135,9 @@ fn trilu<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
     };
     let x = im.input(node, 0)?;
     let ty = im.patch.ty(x).clone();
-    let [.., rows, cols] = ty.shape.as_slice() else { return Err("it has less than two axes".into()) };
+    let [.., rows, cols] = ty.shape.as_slice() else {
+        return Err("it has less than two axes".into());
+    };
     let counter = |start: i64, len: &Dim| Iota {
         dtype: lorafa_ir::DType::I64,
         start: start.into(),
@@ -98,7 +147,11 @@ fn trilu<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
     let row = im.patch.add1(counter(shift, rows).into(), &[])?;
     let row = im.patch.reshape(row, [rows.clone(), Dim::Known(1)])?;
     let col = im.patch.add1(counter(0, cols).into(), &[])?;
-    let kind = if node.int("upper", 1) != 0 { BinaryKind::Ge } else { BinaryKind::Le };
+    let kind = if node.int("upper", 1) != 0 {
+        BinaryKind::Ge
+    } else {
+        BinaryKind::Le
+    };
     let kept = im.patch.binary(kind, col, row)?;
     let y = if ty.dtype == lorafa_ir::DType::Bool {
         im.patch.binary(BinaryKind::And, x, kept)?

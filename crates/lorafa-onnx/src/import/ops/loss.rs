@@ -25,11 +25,15 @@ fn cross_entropy<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), F
         logits = im.patch.transpose(logits, perm)?;
         let shape = im.patch.ty(logits).shape.clone();
         let rows = product(&shape[..rank - 1]);
-        logits = im.patch.reshape(logits, [rows.clone(), shape[rank - 1].clone()])?;
+        logits = im
+            .patch
+            .reshape(logits, [rows.clone(), shape[rank - 1].clone()])?;
         labels = im.patch.reshape(labels, [rows])?;
     }
     // Without the attribute every label counts; this one cannot occur.
     let ignore_index = node.int("ignore_index", i64::MIN);
-    let y = im.patch.add1(CrossEntropy { ignore_index }.into(), &[logits, labels])?;
+    let y = im
+        .patch
+        .add1(CrossEntropy { ignore_index }.into(), &[logits, labels])?;
     im.result(node, y)
 }

@@ -14,7 +14,7 @@ use super::context::Importer;
 use super::error::Fail;
 use super::known::{self, Known};
 use super::node::Node;
-use lorafa_ir::ops::{Op, OnnxOp};
+use lorafa_ir::ops::{OnnxOp, Op};
 use lorafa_ir::{Dim, ValueId};
 use prost::Message;
 
@@ -43,7 +43,9 @@ impl<'m> Importer<'m, '_> {
             .iter()
             .flat_map(|family| family.iter())
             .find(|(op, _)| standard && *op == node.op());
-        let Some((_, handler)) = handler else { return self.opaque(node) };
+        let Some((_, handler)) = handler else {
+            return self.opaque(node);
+        };
         if node.proto.input.len() <= MAX_EVALUATED {
             let mut ins = Vec::new();
             for slot in 0..node.proto.input.len() {
@@ -92,17 +94,32 @@ impl<'m> Importer<'m, '_> {
     fn opaque(&mut self, node: &Node<'m>) -> Result<(), Fail> {
         let mut results = Vec::new();
         for output in &node.proto.output {
-            let infos = self.model.graph().value_info.iter().chain(&self.model.graph().output);
-            let info = infos.clone().find(|v| v.name() == output).ok_or(Fail::Unknown)?;
+            let infos = self
+                .model
+                .graph()
+                .value_info
+                .iter()
+                .chain(&self.model.graph().output);
+            let info = infos
+                .clone()
+                .find(|v| v.name() == output)
+                .ok_or(Fail::Unknown)?;
             let ty = super::declared(info.r#type.as_ref()).ok_or(Fail::Unknown)?;
             results.push(ty.map_err(|_| Fail::Unknown)?);
         }
-        if node.proto.attribute.iter().any(|a| a.g.is_some() || !a.graphs.is_empty()) {
+        if node
+            .proto
+            .attribute
+            .iter()
+            .any(|a| a.g.is_some() || !a.graphs.is_empty())
+        {
             return Err(Fail::Unknown);
         }
         let inputs = node.proto.input.iter().map(|i| !i.is_empty()).collect();
-        let attributes =
-            crate::proto::NodeProto { attribute: node.proto.attribute.clone(), ..Default::default() };
+        let attributes = crate::proto::NodeProto {
+            attribute: node.proto.attribute.clone(),
+            ..Default::default()
+        };
         let op = OnnxOp {
             op: node.op().into(),
             domain: node.proto.domain().into(),

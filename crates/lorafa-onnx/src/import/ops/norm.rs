@@ -32,7 +32,14 @@ fn rms_norm<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> 
     let ty = im.patch.ty(x).clone();
     let first = axis(node.int("axis", -1), ty.rank())?;
     let p = &mut im.patch;
-    let wide = p.cast(x, if ty.dtype.is_half() { DType::F32 } else { ty.dtype })?;
+    let wide = p.cast(
+        x,
+        if ty.dtype.is_half() {
+            DType::F32
+        } else {
+            ty.dtype
+        },
+    )?;
     let two = p.scalar_like(wide, 2.0)?;
     let square = p.binary(BinaryKind::Pow, wide, two)?;
     let mean = p.reduce(ReduceKind::Mean, square, first..ty.rank(), true)?;

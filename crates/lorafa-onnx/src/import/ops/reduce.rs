@@ -33,8 +33,14 @@ fn reduce<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
     if over.is_empty() && node.int("noop_with_empty_axes", 0) != 0 {
         return im.result(node, x);
     }
-    let over = if over.is_empty() { (0..rank).collect() } else { over };
-    let y = im.patch.reduce(kind, x, over, node.int("keepdims", 1) != 0)?;
+    let over = if over.is_empty() {
+        (0..rank).collect()
+    } else {
+        over
+    };
+    let y = im
+        .patch
+        .reduce(kind, x, over, node.int("keepdims", 1) != 0)?;
     im.result(node, y)
 }
 
@@ -46,6 +52,13 @@ fn not_data<'m>(_: &mut Importer<'m, '_>, _: &Node<'m>) -> Result<(), Fail> {
 fn softmax<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
     let x = im.input(node, 0)?;
     let axis = axis(node.int("axis", -1), im.patch.ty(x).rank())?;
-    let y = im.patch.add1(Softmax { axis, log: node.op() == "LogSoftmax" }.into(), &[x])?;
+    let y = im.patch.add1(
+        Softmax {
+            axis,
+            log: node.op() == "LogSoftmax",
+        }
+        .into(),
+        &[x],
+    )?;
     im.result(node, y)
 }

@@ -54,26 +54,28 @@ fn size<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
 }
 
 fn constant<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
-    let Some(name) = node.output(0) else { return Ok(()) };
+    let Some(name) = node.output(0) else {
+        return Ok(());
+    };
     if let Some(tensor) = node.tensor("value") {
-        match im.known_tensor(tensor)? {
-            Some(known) if tensor.data_type() == crate::dtype::to_onnx(DType::I64) => {
-                im.define_known(name, known, None);
-            }
-            known => {
-                let value = im.tensor(name, tensor)?;
-                im.define(name, value);
-                if let Some(known) = known {
-                    im.define_known(name, known, Some(value));
-                }
-            }
+        if let Some(known) = im.known_tensor(tensor)? {
+            im.define_known(name, known, None);
+        } else {
+            let value = im.tensor(name, tensor)?;
+            im.define(name, value);
         }
     } else if let Some(ints) = node.ints("value_ints") {
         im.define_known(name, Known::list(ints.iter().map(|n| Dim::Known(*n))), None);
     } else if node.has("value_int") {
-        im.define_known(name, Known::scalar(Dim::Known(node.int("value_int", 0))), None);
+        im.define_known(
+            name,
+            Known::scalar(Dim::Known(node.int("value_int", 0))),
+            None,
+        );
     } else if node.has("value_float") {
-        let value = im.patch.scalar(DType::F32, f64::from(node.float("value_float", 0.0)))?;
+        let value = im
+            .patch
+            .scalar(DType::F32, f64::from(node.float("value_float", 0.0)))?;
         im.define(name, value);
     } else if let Some(floats) = node.floats("value_floats") {
         let ty = TensorType::new(DType::F32, [Dim::Known(floats.len() as i64)]);
@@ -99,7 +101,10 @@ fn constant_of_shape<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(
             }
         }
     };
-    let fill = Fill { ty: TensorType { dtype, shape }, value: Scalar(value) };
+    let fill = Fill {
+        ty: TensorType { dtype, shape },
+        value: Scalar(value),
+    };
     let y = im.patch.add1(fill.into(), &[])?;
     im.result(node, y)
 }
@@ -113,14 +118,30 @@ fn range<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
     let [[start], [limit], [step]] = bounds.each_ref().map(Vec::as_slice) else {
         return Err("its bounds are no scalars".into());
     };
-    let step = step.known().filter(|s| *s != 0).ok_or("its step is not a number other than zero")?;
-    let span = if step > 0 { limit.minus(start) } else { start.minus(limit) };
+    let step = step
+        .known()
+        .filter(|s| *s != 0)
+        .ok_or("its step is not a number other than zero")?;
+    let span = if step > 0 {
+        limit.minus(start)
+    } else {
+        start.minus(limit)
+    };
     let stride = Dim::Known(step.saturating_abs());
     let len = span.plus(&stride).minus(&Dim::Known(1)).floor_div(&stride);
     let len = len.ok_or("its step is zero")?.larger(&Dim::Known(0));
     // A symbol is a size, so `max(0, seq)` is `seq`.
-    let len = if span.as_symbol().is_some() { span.clone() } else { len };
-    let iota = Iota { dtype: DType::I64, start: start.clone(), step, len };
+    let len = if span.as_symbol().is_some() {
+        span.clone()
+    } else {
+        len
+    };
+    let iota = Iota {
+        dtype: DType::I64,
+        start: start.clone(),
+        step,
+        len,
+    };
     let y = im.patch.add1(iota.into(), &[])?;
     im.result(node, y)
 }
@@ -131,8 +152,15 @@ fn reshape<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
     let from = im.patch.ty(x).shape.clone();
     let keeps_zero = node.int("allowzero", 0) != 0;
     let mut shape: Shape = target.into_iter().collect();
-    for (i, dim) in shape.iter_mut().enumerate().filter(|(_, d)| d.is(0) && !keeps_zero) {
-        *dim = from.get(i).ok_or("a 0 in its shape has no dimension to copy")?.clone();
+    for (i, dim) in shape
+        .iter_mut()
+        .enumerate()
+        .filter(|(_, d)| d.is(0) && !keeps_zero)
+    {
+        *dim = from
+            .get(i)
+            .ok_or("a 0 in its shape has no dimension to copy")?
+            .clone();
     }
     if let Some(open) = shape.iter().position(|d| d.is(-1)) {
         shape[open] = Dim::Known(1);
@@ -151,8 +179,14 @@ fn flatten<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
     let x = im.input(node, 0)?;
     let from = im.patch.ty(x).shape.clone();
     let at = node.int("axis", 1);
-    let at = if at == from.len() as i64 { from.len() } else { axis(at, from.len())? };
-    let y = im.patch.reshape(x, [product(&from[..at]), product(&from[at..])])?;
+    let at = if at == from.len() as i64 {
+        from.len()
+    } else {
+        axis(at, from.len())?
+    };
+    let y = im
+        .patch
+        .reshape(x, [product(&from[..at]), product(&from[at..])])?;
     im.result(node, y)
 }
 
@@ -175,10 +209,15 @@ fn squeeze<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
     } else {
         (0..from.len()).filter(|i| from[*i].is(1)).collect()
     };
-    if let Some(i) = gone.iter().find(|i| from[**i].known().is_some_and(|n| n != 1)) {
+    if let Some(i) = gone
+        .iter()
+        .find(|i| from[**i].known().is_some_and(|n| n != 1))
+    {
         return Err(format!("squeezes axis {i}, which is {}", from[*i]).into());
     }
-    let kept = (0..from.len()).filter(|i| !gone.contains(i)).map(|i| from[i].clone());
+    let kept = (0..from.len())
+        .filter(|i| !gone.contains(i))
+        .map(|i| from[i].clone());
     let y = im.patch.reshape(x, kept)?;
     im.result(node, y)
 }
@@ -203,7 +242,10 @@ fn transpose<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail>
     let x = im.input(node, 0)?;
     let rank = im.patch.ty(x).rank();
     let perm: Vec<usize> = match node.ints("perm") {
-        Some(perm) => perm.iter().map(|p| axis(*p, rank)).collect::<Result<_, _>>()?,
+        Some(perm) => perm
+            .iter()
+            .map(|p| axis(*p, rank))
+            .collect::<Result<_, _>>()?,
         None => (0..rank).rev().collect(),
     };
     let y = im.patch.transpose(x, perm)?;
@@ -216,12 +258,19 @@ fn concat<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
         .collect::<Result<_, _>>()?;
     let first = parts.first().ok_or("it has no input")?;
     let axis = axis(node.int("axis", 0), im.patch.ty(*first).rank())?;
-    let y = if parts.len() == 1 { *first } else { im.patch.add1(Concat { axis }.into(), &parts)? };
+    let y = if parts.len() == 1 {
+        *first
+    } else {
+        im.patch.add1(Concat { axis }.into(), &parts)?
+    };
     im.result(node, y)
 }
 
 fn slice<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
-    let (starts, ends) = (im.integers(node, 1, "starts")?, im.integers(node, 2, "ends")?);
+    let (starts, ends) = (
+        im.integers(node, 1, "starts")?,
+        im.integers(node, 2, "ends")?,
+    );
     let x = im.input(node, 0)?;
     let from = im.patch.ty(x).shape.clone();
     let on: Vec<i64> = match node.input(3) {
@@ -235,16 +284,27 @@ fn slice<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
     if [ends.len(), on.len(), steps.len()] != [starts.len(); 3] {
         return Err("its starts, ends, axes and steps differ in number".into());
     }
-    let mut cuts = Slice { axes: Default::default() };
+    let mut cuts = Slice {
+        axes: Default::default(),
+    };
     for i in 0..starts.len() {
         let at = axis(on[i], from.len())?;
         let cut = cut(&from[at], &starts[i], &ends[i], steps[i])?;
         let whole = cut.0.is(0) && cut.1 == from[at] && steps[i] == 1;
         if !whole {
-            cuts.axes.push(SliceAxis { axis: at, start: cut.0, len: cut.1, step: steps[i] });
+            cuts.axes.push(SliceAxis {
+                axis: at,
+                start: cut.0,
+                len: cut.1,
+                step: steps[i],
+            });
         }
     }
-    let y = if cuts.axes.is_empty() { x } else { im.patch.add1(cuts.into(), &[x])? };
+    let y = if cuts.axes.is_empty() {
+        x
+    } else {
+        im.patch.add1(cuts.into(), &[x])?
+    };
     im.result(node, y)
 }
 
@@ -268,7 +328,11 @@ fn cut(dim: &Dim, start: &Dim, end: &Dim, step: i64) -> Result<(Dim, Dim), Fail>
         (1, _) => {
             let (start, end) = (resolve(start), resolve(end));
             let len = end.minus(&start);
-            let len = if len.known().is_some_and(|n| n < 0) { Dim::Known(0) } else { len };
+            let len = if len.known().is_some_and(|n| n < 0) {
+                Dim::Known(0)
+            } else {
+                len
+            };
             Ok((start, len))
         }
         (step, Dim::Known(n)) => {
@@ -302,7 +366,9 @@ fn pad<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
     let on: Vec<usize> = match node.input(3) {
         Some(_) => {
             let axes = im.numbers(node, 3, "axes")?;
-            axes.iter().map(|a| axis(*a, rank)).collect::<Result<_, _>>()?
+            axes.iter()
+                .map(|a| axis(*a, rank))
+                .collect::<Result<_, _>>()?
         }
         None => (0..rank).collect(),
     };
@@ -318,7 +384,14 @@ fn pad<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
     if before.iter().chain(&after).all(|d| d.is(0)) {
         return im.result(node, x);
     }
-    let y = im.patch.add1(Pad { before, after, value: Scalar(value) }.into(), &[x])?;
+    let y = im.patch.add1(
+        Pad {
+            before,
+            after,
+            value: Scalar(value),
+        }
+        .into(),
+        &[x],
+    )?;
     im.result(node, y)
 }
-

@@ -1,0 +1,234 @@
+//! f32 to 16 bits, with f32 where PyTorch and Hugging Face keep it.
+//!
+//! A value is *weak* if no float weight or input leads to it: masks, rotary angles, numbers. Weak
+//! values stay in f32 until they meet a *strong* one. Strong values are 16-bit, except results of
+//! the ops in [`is_wide`], which compute in f32. Where a 16-bit and an f32 strong value meet, as in
+//! RMSNorm's `x·rstd`, the op computes in f32 and its result goes back to 16 bits at once.
+
+use super::uniform::{drop_empty_cast, keep_operands, rounded, rounded_fill};
+use lorafa_ir::ops::{Binary, BinaryKind, Op, Param, Reduce, ReduceKind, Role, Unary, UnaryKind};
+use lorafa_ir::{DType, Graph, OpData, OpId, Patch, PatchError, ValueId, ValueMap};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// Converts the model's f32 weights to `target`, the adapters' to `adapters` if that is given.
+pub(super) fn convert(
+    patch: &mut Patch<'_>,
+    target: DType,
+    adapters: Option<DType>,
+) -> Result<(), PatchError> {
+    let mut m = Mixed {
+        target,
+        apart: adapters.filter(|d| *d != target).map_or(BTreeSet::new(), |_| adapted(patch.graph())),
+        strong: strong(patch.graph()),
+        casts: BTreeMap::new(),
+    };
+    let weights: Vec<ValueId> = patch
+        .graph()
+        .params()
+        .filter(|(_, p)| p.is_weight() && p.ty.dtype == DType::F32)
+        .map(|(value, _)| value)
+        .collect();
+    for value in weights {
+        let dtype = if m.apart.contains(&value) { adapters.unwrap_or(target) } else { target };
+        if dtype != DType::F32 {
+            patch.update_param(value, |p| p.ty.dtype = dtype);
+        }
+    }
+    for id in patch.graph().order() {
+        m.op(patch, id)?;
+    }
+    Ok(())
+}
+
+/// The adapters' parameters.
+fn adapted(graph: &Graph) -> BTreeSet<ValueId> {
+    graph.adapters().iter().flat_map(|a| [a.a, a.b]).collect()
+}
+
+/// Whether a float weight or input leads to each value.
+fn strong(graph: &Graph) -> ValueMap<bool> {
+    let mut strong = ValueMap::new(false);
+    for id in graph.order() {
+        let op = graph.op(id);
+        let is = match &op.kind {
+            Op::Param(p) => p.role != Role::Constant && p.ty.dtype.is_float(),
+            _ => op.operands.iter().any(|v| *strong.get(*v)),
+        };
+        op.results.iter().for_each(|v| strong.set(*v, is));
+    }
+    strong
+}
+
+/// Ops whose 16-bit operands are cast to f32 first, and whose results stay f32.
+fn is_wide(kind: &Op) -> bool {
+    use UnaryKind::{Cos, Erf, Exp, Log, Reciprocal, Sin, Sqrt};
+    match kind {
+        Op::Unary(Unary(k)) => matches!(k, Sqrt | Reciprocal | Exp | Log | Sin | Cos | Erf),
+        Op::Binary(Binary(k)) => *k == BinaryKind::Pow,
+        Op::Reduce(Reduce { kind, .. }) => matches!(kind, ReduceKind::Sum | ReduceKind::Mean),
+        Op::CumSum(_) | Op::CrossEntropy(_) => true,
+        _ => false,
+    }
+}
+
+struct Mixed {
+    target: DType,
+    /// Parameters that keep a type of their own.
+    apart: BTreeSet<ValueId>,
+    strong: ValueMap<bool>,
+    casts: BTreeMap<(ValueId, DType), ValueId>,
+}
+
+impl Mixed {
+    fn op(&mut self, patch: &mut Patch<'_>, id: OpId) -> Result<(), PatchError> {
+        let op = patch.graph().op(id).clone();
+        let floats: Vec<(usize, ValueId)> = op
+            .operands
+            .iter()
+            .copied()
+            .enumerate()
+            .filter(|(_, v)| patch.ty(*v).dtype.is_float())
+            .collect();
+        if floats.is_empty() || matches!(op.kind, Op::Cast(_)) {
+            patch.reinfer(id)?;
+            drop_empty_cast(patch, id)?;
+            return Ok(());
+        }
+        if let Op::Onnx(_) = op.kind {
+            return keep_operands(patch, id, DType::F32);
+        }
+        let strong: Vec<ValueId> =
+            floats.iter().map(|(_, v)| *v).filter(|v| *self.strong.get(*v)).collect();
+        let (dtype, narrow) = self.dtype(patch.graph(), &op, &strong);
+        for (slot, operand) in floats {
+            let cast = self.cast(patch, id, operand, dtype)?;
+            if cast != operand {
+                patch.set_operand(id, slot, cast);
+            }
+        }
+        patch.reinfer(id)?;
+        if narrow {
+            self.narrow(patch, &op)?;
+        }
+        Ok(())
+    }
+
+    /// The type that an op computes in, and whether its result goes back to 16 bits.
+    fn dtype(&self, graph: &Graph, op: &OpData, strong: &[ValueId]) -> (DType, bool) {
+        let dtypes: BTreeSet<DType> = strong.iter().map(|v| graph.ty(*v).dtype).collect();
+        if is_wide(&op.kind) || strong.is_empty() {
+            return (DType::F32, false);
+        }
+        match &op.kind {
+            Op::MatMul(_) => (self.product_dtype(graph, op), false),
+            Op::LayerNorm(_) => (graph.ty(op.operands[0]).dtype, false),
+            _ => match dtypes.first() {
+                Some(one) if dtypes.len() == 1 => (*one, false),
+                _ => (DType::F32, true),
+            },
+        }
+    }
+
+    /// A product is taken in 16 bits, one with an adapter's weight in that weight's type.
+    fn product_dtype(&self, graph: &Graph, op: &OpData) -> DType {
+        let weights = op.operands.iter().map(|v| source(graph, *v));
+        let apart = weights.filter(|v| self.apart.contains(v)).map(|v| graph.ty(v).dtype);
+        apart.max_by_key(|d| d.size()).unwrap_or(self.target)
+    }
+
+    /// `value` in another type, for `reader`; made once.
+    fn cast(
+        &mut self,
+        patch: &mut Patch<'_>,
+        reader: OpId,
+        value: ValueId,
+        to: DType,
+    ) -> Result<ValueId, PatchError> {
+        if patch.ty(value).dtype == to {
+            return Ok(value);
+        }
+        if let Some(known) = self.casts.get(&(value, to)) {
+            return Ok(*known);
+        }
+        let strong = *self.strong.get(value);
+        let rebuilt = if strong { None } else { self.rebuild(patch, value, to)? };
+        let cast = match rebuilt {
+            Some(rebuilt) => rebuilt,
+            None => patch.at(reader).cast(value, to)?,
+        };
+        self.strong.set(cast, strong);
+        self.casts.insert((value, to), cast);
+        Ok(cast)
+    }
+
+    /// A weak value made anew in another type, where a cast would turn the largest numbers, which
+    /// stand for minus infinity in masks, into infinities: constants and what only picks from them.
+    fn rebuild(
+        &mut self,
+        patch: &mut Patch<'_>,
+        value: ValueId,
+        to: DType,
+    ) -> Result<Option<ValueId>, PatchError> {
+        let def = patch.graph().def(value).clone();
+        let (kind, from) = match &def.kind {
+            Op::Constant(c) => (rounded(c, to).into(), 0),
+            Op::Fill(f) => (rounded_fill(f, to).into(), 0),
+            Op::Param(p) if p.role == Role::Constant => (renamed(p, to), 0),
+            Op::Select(_) => (def.kind.clone(), 1),
+            Op::Reshape(_) | Op::Expand(_) | Op::Transpose(_) | Op::Slice(_) | Op::Concat(_) => {
+                (def.kind.clone(), 0)
+            }
+            Op::Binary(Binary(BinaryKind::Mul)) if exceeds(patch.graph(), &def, to) => {
+                (def.kind.clone(), 0)
+            }
+            _ => return Ok(None),
+        };
+        let mut operands = def.operands.clone();
+        for operand in &mut operands[from..] {
+            *operand = self.cast(patch, def.id, *operand, to)?;
+        }
+        patch.at(def.id).add1(kind, &operands).map(Some)
+    }
+
+    /// Sends an op's f32 result back to 16 bits for all its readers.
+    fn narrow(&mut self, patch: &mut Patch<'_>, op: &OpData) -> Result<(), PatchError> {
+        for wide in op.results.iter().copied() {
+            if patch.ty(wide).dtype != DType::F32 {
+                continue;
+            }
+            let cast = patch.at(op.id).cast(wide, self.target)?;
+            patch.retarget(wide, cast);
+            let reader = patch.graph().value(cast).op;
+            patch.set_operand(reader, 0, wide);
+            self.strong.set(cast, true);
+            self.casts.insert((cast, DType::F32), wide);
+        }
+        Ok(())
+    }
+}
+
+/// A table in another type, under a name of its own; its values are converted when written.
+fn renamed(param: &Param, to: DType) -> Op {
+    let mut param = param.clone();
+    param.name = Arc::from(format!("{}.{to}", param.name));
+    param.ty.dtype = to;
+    Op::Param(Box::new(param))
+}
+
+/// Whether a constant operand is out of range for `to`.
+fn exceeds(graph: &Graph, op: &OpData, to: DType) -> bool {
+    let max = to.round(f64::MAX);
+    op.operands.iter().any(|v| match &graph.def(*v).kind {
+        Op::Constant(c) => c.literal.to_f64().iter().any(|x| x.is_finite() && x.abs() > max),
+        _ => false,
+    })
+}
+
+/// The value behind casts and transposes.
+fn source(graph: &Graph, mut value: ValueId) -> ValueId {
+    while let Op::Cast(_) | Op::Transpose(_) = graph.def(value).kind {
+        value = graph.def(value).operands[0];
+    }
+    value
+}

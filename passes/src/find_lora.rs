@@ -1,0 +1,249 @@
+//! `find-lora`: recognises LoRA adapters by their structure.
+//!
+//! ```text
+//!   v0 = matmul %x, %w {trans_b}  : f32[4,8] @q_proj
+//!   v1 = matmul %x, %a {trans_b}  : f32[4,2] @q_proj.lora_A.default
+//!   v2 = matmul v1, %b {trans_b}  : f32[4,8] @q_proj.lora_B.default
+//!   v3 = constant {value=2.0}     : f32[]
+//!   v4 = mul v2, v3               : f32[4,8] @q_proj
+//!   v5 = add v0, v4               : f32[4,8] @q_proj
+//! + adapter "q_proj" {a=%a, b=%b, rank=2, scale=2.0, x=%x, xa=v1}
+//! ```
+//!
+//! Exporters rename weights, so names count only where structure leaves a doubt. What counts is
+//! that both summands come of the same input, one through a weight, the other through two whose
+//! inner dimension is smaller than the outer ones. Casts, reshapes, dropout and scalings may stand
+//! anywhere between. A and B without PyTorch's names get them.
+//!
+//! DoRA is refused: its scale depends on the weights, which these graphs do not train.
+
+mod pattern;
+
+use crate::pass::{Changed, Pass, PassCx, PassError, PassKind};
+use lorafa_ir::ops::{Binary, BinaryKind, Op, Role, Scalar};
+use lorafa_ir::{Adapter, Graph, OpId, Patch, ValueId};
+use pattern::{Match, Weight};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// See the module.
+pub struct FindLora;
+
+impl Pass for FindLora {
+    fn name(&self) -> &'static str {
+        "find-lora"
+    }
+
+    fn kind(&self) -> PassKind {
+        PassKind::Canonicalize
+    }
+
+    fn run(&self, graph: &mut Graph, cx: &mut PassCx) -> Result<Changed, PassError> {
+        refuse_dora(graph)?;
+        let matches = pattern::matches(graph);
+        note_names(graph, &matches, cx);
+        if cx.options.replace_adapters {
+            return remove(graph, &matches, cx);
+        }
+        refuse_other_rank(graph, &matches, cx)?;
+        record(graph, matches, cx)
+    }
+}
+
+/// The adapted module: that of the sum, or what A is named after.
+fn module(graph: &Graph, hit: &Match) -> Arc<str> {
+    let module = &graph.op(hit.add).site.module;
+    if !module.is_empty() {
+        return module.clone();
+    }
+    let name = graph.param(hit.a.param).map_or("", |p| &*p.name);
+    name.split(".lora_").next().unwrap_or(name).into()
+}
+
+fn refuse_dora(graph: &Graph) -> Result<(), PassError> {
+    let magnitude = graph.params().find(|(_, p)| p.name.contains("lora_magnitude_vector"));
+    let found = match magnitude {
+        Some((_, p)) => Some(p.name.to_string()),
+        None => weight_norm(graph).map(|op| format!("{op}{}", place(graph, op))),
+    };
+    match found {
+        Some(found) => Err(PassError::Refused(format!(
+            "the model uses DoRA ({found}), which normalises W + B·A and has no LoRA-FA form: \
+             export it with `use_dora=False`"
+        ))),
+        None => Ok(()),
+    }
+}
+
+fn place(graph: &Graph, op: OpId) -> String {
+    crate::pass::in_module(&graph.op(op).site.module)
+}
+
+/// A reduction of `W + B·A`, as DoRA computes it: its operand depends on weights only, and a sum
+/// of a weight and a product on the way.
+fn weight_norm(graph: &Graph) -> Option<OpId> {
+    let mut fixed: BTreeSet<ValueId> = BTreeSet::new();
+    let mut products: BTreeSet<ValueId> = BTreeSet::new();
+    let mut merged: BTreeSet<ValueId> = BTreeSet::new();
+    for id in graph.order() {
+        let op = graph.op(id);
+        let known = match &op.kind {
+            Op::Param(p) => p.role != Role::Input,
+            _ => op.operands.iter().all(|v| fixed.contains(v)),
+        };
+        if !known {
+            continue;
+        }
+        fixed.extend(&op.results);
+        let reads = |set: &BTreeSet<ValueId>| op.operands.iter().any(|v| set.contains(v));
+        match &op.kind {
+            Op::MatMul(_) => products.extend(&op.results),
+            Op::Binary(Binary(kind)) if reads(&products) => {
+                let weight = (0..2).any(|slot| pattern::weight(graph, op, slot).is_some());
+                let sum = *kind == BinaryKind::Add && weight;
+                let set = if sum { &mut merged } else { &mut products };
+                set.extend(&op.results);
+            }
+            Op::Reduce(_) if reads(&merged) => return Some(id),
+            _ if reads(&merged) => merged.extend(&op.results),
+            Op::Cast(_) | Op::Transpose(_) if reads(&products) => products.extend(&op.results),
+            _ => {}
+        }
+    }
+    None
+}
+
+/// Says where names and structure disagree.
+fn note_names(graph: &Graph, matches: &[Match], cx: &mut PassCx) {
+    let mut used: BTreeSet<ValueId> = BTreeSet::new();
+    for hit in matches {
+        used.extend([hit.a.param, hit.b.param]);
+        if hit.swapped_names {
+            let module = module(graph, hit);
+            cx.note(format_args!("{module}: A and B are named the other way round; structure decides"));
+        }
+    }
+    for (value, param) in graph.params() {
+        if param.name.contains("lora_embedding_A") {
+            cx.note(format_args!("{} adapts an embedding and is left alone", param.name));
+        } else if param.name.contains("lora_A") && !used.contains(&value) {
+            cx.note(format_args!("{} belongs to no adapter of a known form", param.name));
+        }
+    }
+}
+
+fn refuse_other_rank(graph: &Graph, matches: &[Match], cx: &PassCx) -> Result<(), PassError> {
+    let Some(asked) = cx.options.inject.rank else {
+        return Ok(());
+    };
+    match matches.iter().find(|hit| hit.rank != asked) {
+        Some(hit) => Err(PassError::Refused(format!(
+            "the model has adapters of rank {found} ({module}), not {asked}: keep them with \
+             `--rank {found}`, or inject new ones with `--replace-adapters`",
+            found = hit.rank,
+            module = module(graph, hit),
+        ))),
+        None => Ok(()),
+    }
+}
+
+fn record(graph: &mut Graph, matches: Vec<Match>, cx: &mut PassCx) -> Result<Changed, PassError> {
+    let mut owners: BTreeMap<ValueId, Arc<str>> = BTreeMap::new();
+    let mut names: BTreeSet<Arc<str>> = graph.params().map(|(_, p)| p.name.clone()).collect();
+    let mut patch = graph.patch("find-lora");
+    for hit in matches {
+        let xa = hit.xa;
+        if patch.graph().adapters().iter().any(|known| known.xa == xa) {
+            continue;
+        }
+        let module = module(patch.graph(), &hit);
+        let mut own = |patch: &mut Patch<'_>, weight: &Weight, which: &str| {
+            let name: Arc<str> = format!("{module}.lora_{which}.default.weight").into();
+            let param = owned(patch, weight, &name, &module, &mut owners, &mut names, cx)?;
+            rename(patch, param, name, &mut names);
+            Ok::<ValueId, PassError>(param)
+        };
+        let (a, b) = (own(&mut patch, &hit.a, "A")?, own(&mut patch, &hit.b, "B")?);
+        let (x, scale, rank) = (hit.x, Scalar(hit.scale), hit.rank);
+        patch.adapter(Adapter { module, x, a, b, xa, scale, rank });
+    }
+    let changes = patch.changes();
+    cx.note(format_args!("{} adapters", graph.adapters().len()));
+    Ok(Changed::from_count(changes))
+}
+
+/// The adapter's own parameter: exporters store equal tensors once, but they train apart.
+fn owned(
+    patch: &mut Patch<'_>,
+    weight: &Weight,
+    name: &Arc<str>,
+    module: &Arc<str>,
+    owners: &mut BTreeMap<ValueId, Arc<str>>,
+    names: &mut BTreeSet<Arc<str>>,
+    cx: &mut PassCx,
+) -> Result<ValueId, PassError> {
+    let owner = owners.entry(weight.param).or_insert_with(|| module.clone());
+    if owner == module {
+        return Ok(weight.param);
+    }
+    let owner = owner.clone();
+    let Some(param) = patch.graph().param(weight.param).cloned() else {
+        return Ok(weight.param);
+    };
+    if !weight.direct || !names.insert(name.clone()) {
+        cx.note(format_args!("{module} and {owner} share {} and train it together", param.name));
+        return Ok(weight.param);
+    }
+    let mut copy = param;
+    copy.name = name.clone();
+    let op = patch.graph().value(weight.param).op;
+    let copy = patch.at(op).add1(Op::Param(Box::new(copy)), &[])?;
+    patch.set_operand(weight.reader, weight.slot, copy);
+    owners.insert(copy, module.clone());
+    Ok(copy)
+}
+
+/// Gives a parameter PyTorch's name unless it has one or the name is taken.
+fn rename(patch: &mut Patch<'_>, param: ValueId, name: Arc<str>, names: &mut BTreeSet<Arc<str>>) {
+    let named = patch.graph().param(param).is_some_and(|p| p.name.contains("lora_"));
+    if !named && names.insert(name.clone()) {
+        patch.name(param, Some(name.clone()));
+        patch.update_param(param, |p| p.name = name);
+    }
+}
+
+/// Takes the adapters out: what read the sum reads the layer.
+fn remove(graph: &mut Graph, matches: &[Match], cx: &mut PassCx) -> Result<Changed, PassError> {
+    let mut patch = graph.patch("find-lora");
+    patch.retain_adapters(|_| false);
+    for hit in matches.iter().rev() {
+        // An adapter that nothing reads may have gone with another.
+        let Some(op) = patch.graph().get_op(hit.add) else {
+            continue;
+        };
+        let sum = op.results[0];
+        patch.replace(sum, hit.base)?;
+        sweep(&mut patch, hit.add)?;
+    }
+    let changes = patch.changes();
+    cx.note(format_args!("{} adapters removed", matches.len()));
+    Ok(Changed::from_count(changes))
+}
+
+/// Removes an op that nothing reads, then its operands; inputs stay.
+fn sweep(patch: &mut Patch<'_>, op: OpId) -> Result<(), PassError> {
+    let mut queue = vec![op];
+    while let Some(id) = queue.pop() {
+        let graph = patch.graph();
+        let Some(op) = graph.get_op(id) else {
+            continue;
+        };
+        let input = matches!(&op.kind, Op::Param(p) if p.role == Role::Input);
+        if input || op.results.iter().any(|v| graph.is_used(*v)) {
+            continue;
+        }
+        queue.extend(op.operands.iter().map(|v| graph.value(*v).op));
+        patch.remove(id)?;
+    }
+    Ok(())
+}
