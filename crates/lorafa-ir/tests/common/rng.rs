@@ -18,6 +18,7 @@ impl Rng {
     }
 
     /// A number between `low` and `high`.
+    #[allow(dead_code, reason = "not every test draws fractions")]
     pub fn between(&mut self, low: f64, high: f64) -> f64 {
         low + (high - low) * (self.next() >> 11) as f64 / (1u64 << 53) as f64
     }
