@@ -34,6 +34,9 @@ impl Layout {
 
     /// Whether elements lie in row-major order without gaps.
     pub fn is_contiguous(&self) -> bool {
+        if self.shape.contains(&0) {
+            return true;
+        }
         let mut expected = 1;
         for (dim, stride) in self.shape.iter().zip(&self.strides).rev() {
             if *dim != 1 && *stride != expected {
@@ -96,11 +99,10 @@ impl Layout {
     /// Whether the leading axes (all but the last two) can be walked with one stride.
     pub fn batch_merges(&self) -> bool {
         let batch = self.shape.len().saturating_sub(2);
-        (1..batch).all(|i| {
-            self.shape[i] == 1
-                || self.shape[i - 1] == 1
-                || self.strides[i - 1] == self.strides[i] * self.shape[i]
-        })
+        let axes = self.shape[..batch].iter().zip(&self.strides);
+        let axes: SmallVec<[_; 4]> = axes.filter(|(dim, _)| **dim != 1).collect();
+        let merges = |w: &[(&u64, &u64)]| *w[0].1 == w[1].0 * w[1].1;
+        self.shape.contains(&0) || axes.windows(2).all(merges)
     }
 }
 

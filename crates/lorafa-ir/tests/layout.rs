@@ -118,7 +118,7 @@ fn random_op(shape: &[usize], rng: &mut Rng) -> Op {
             let axes = shape.iter().enumerate().filter(|(_, n)| **n > 0);
             let mut parts: Vec<SliceAxis> = axes
                 .map(|(axis, n)| {
-                    let (start, step) = (rng.below(*n), [1, 1, 2, 3, -1][rng.below(5)]);
+                    let (start, step) = (rng.below(*n), [1_i64, 1, 2, 3, -1][rng.below(5)]);
                     let room = if step > 0 { *n - 1 - start } else { start };
                     let len = rng.below(room / step.unsigned_abs() as usize + 2);
                     SliceAxis {

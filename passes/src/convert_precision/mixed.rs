@@ -202,7 +202,6 @@ impl Mixed {
             let reader = patch.graph().value(cast).op;
             patch.set_operand(reader, 0, wide);
             self.strong.set(cast, true);
-            self.casts.insert((cast, DType::F32), wide);
         }
         Ok(())
     }

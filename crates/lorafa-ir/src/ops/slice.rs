@@ -69,10 +69,10 @@ impl Operator for Slice {
     fn infer(&self, operands: &[&TensorType]) -> Result<Types, TypeError> {
         let x = operands[0];
         let mut shape = x.shape.clone();
-        if self.axes.windows(2).any(|w| w[0].axis >= w[1].axis) {
-            return Err(TypeError("the axes of a slice must ascend".into()));
-        }
-        for a in &self.axes {
+        for (i, a) in self.axes.iter().enumerate() {
+            if self.axes[..i].iter().any(|b| b.axis == a.axis) {
+                return Err(TypeError(format!("axis {} is sliced twice", a.axis)));
+            }
             let Some(dim) = shape.get_mut(a.axis) else {
                 return Err(TypeError(format!(
                     "axis {} is out of range for {x}",

@@ -98,12 +98,12 @@ enum Mutation {
 fn mutation() -> impl Strategy<Value = Mutation> {
     let (at, piece) = (any::<usize>(), 0..PIECES.len());
     prop_oneof![
-        1 => (at.clone(), piece.clone()).prop_map(|(at, p)| Mutation::Insert(at, p)),
-        4 => (at.clone(), 1..8usize, piece).prop_map(|(at, n, p)| Mutation::Replace(at, n, p)),
-        1 => (at.clone(), 1..12usize).prop_map(|(at, n)| Mutation::Delete(at, n)),
-        4 => (at.clone(), at.clone()).prop_map(|(a, b)| Mutation::SwapWords(a, b)),
-        1 => at.clone().prop_map(Mutation::DropLine),
-        1 => (at.clone(), at).prop_map(|(from, to)| Mutation::CopyLine(from, to)),
+        1 => (at, piece.clone()).prop_map(|(at, p)| Mutation::Insert(at, p)),
+        4 => (at, 1..8usize, piece).prop_map(|(at, n, p)| Mutation::Replace(at, n, p)),
+        1 => (at, 1..12usize).prop_map(|(at, n)| Mutation::Delete(at, n)),
+        4 => (at, at).prop_map(|(a, b)| Mutation::SwapWords(a, b)),
+        1 => at.prop_map(Mutation::DropLine),
+        1 => (at, at).prop_map(|(from, to)| Mutation::CopyLine(from, to)),
     ]
 }
 
