@@ -56,7 +56,10 @@ impl LossKind {
 
     /// The spelling.
     pub fn name(self) -> &'static str {
-        Self::ALL.iter().find(|(k, _)| *k == self).map_or("?", |(_, n)| n)
+        Self::ALL
+            .iter()
+            .find(|(k, _)| *k == self)
+            .map_or("?", |(_, n)| n)
     }
 
     /// The loss with this spelling.
@@ -87,7 +90,9 @@ pub fn logits(graph: &Graph) -> Option<(Arc<str>, ValueId)> {
         .iter()
         .filter(|o| o.kind == OutputKind::Value && fits(o.value));
     let named = values.clone().find(|o| &*o.name == "logits");
-    named.or_else(|| values.next()).map(|o| (o.name.clone(), o.value))
+    named
+        .or_else(|| values.next())
+        .map(|o| (o.name.clone(), o.value))
 }
 
 /// The loss that suits logits of this graph.
@@ -123,7 +128,9 @@ impl Pass for AttachLoss {
         let (name, logits) = logits(graph).ok_or_else(|| no_logits(graph))?;
         let (kind, ty) = (pick(graph, logits, &name, cx)?, graph.ty(logits).clone());
         if graph.outputs().iter().any(|o| &*o.name == LOSS) {
-            return refused(format!("the output {LOSS:?} is no scalar loss: rename or remove it"));
+            return refused(format!(
+                "the output {LOSS:?} is no scalar loss: rename or remove it"
+            ));
         }
         let rows = &ty.shape[..ty.rank() - 1];
         let wanted = TensorType::new(DType::I64, rows.iter().cloned());
@@ -147,10 +154,16 @@ fn refused<T>(what: String) -> Result<T, PassError> {
 
 fn no_logits(graph: &Graph) -> PassError {
     let outputs = graph.outputs().iter();
-    let found: Vec<String> = outputs.map(|o| format!("{} : {}", o.name, graph.ty(o.value))).collect();
+    let found: Vec<String> = outputs
+        .map(|o| format!("{} : {}", o.name, graph.ty(o.value)))
+        .collect();
     PassError::Refused(format!(
         "no output can be logits, which are floats of rank 2 or 3; found {}",
-        if found.is_empty() { "none".to_string() } else { found.join(", ") }
+        if found.is_empty() {
+            "none".to_string()
+        } else {
+            found.join(", ")
+        }
     ))
 }
 
@@ -183,16 +196,25 @@ fn existing_labels(graph: &Graph, wanted: &TensorType) -> Result<Option<ValueId>
     let mut dims = ty.shape.iter().zip(&wanted.shape);
     let fits = ty.dtype == wanted.dtype && ty.rank() == wanted.rank();
     if param.role != Role::Input || !fits || !dims.all(|(a, b)| may_equal(a, b)) {
-        return refused(format!("{LABELS:?} : {ty} is in use; labels must be {wanted}"));
+        return refused(format!(
+            "{LABELS:?} : {ty} is in use; labels must be {wanted}"
+        ));
     }
     if graph.is_used(value) {
-        return refused(format!("{LABELS:?} is read by the model, which has no loss output"));
+        return refused(format!(
+            "{LABELS:?} is read by the model, which has no loss output"
+        ));
     }
     Ok(Some(value))
 }
 
 fn new_labels(patch: &mut Patch<'_>, ty: TensorType) -> Result<ValueId, PassError> {
-    let site = Site { region: Region::Forward, seq: i64::MIN, module: Arc::from(""), of: None };
+    let site = Site {
+        region: Region::Forward,
+        seq: i64::MIN,
+        module: Arc::from(""),
+        of: None,
+    };
     let param = Param::runtime(LABELS, Role::Input, ty);
     let labels = patch.at_site(site).add1(Op::Param(Box::new(param)), &[])?;
     patch.name(labels, Some(Arc::from(LABELS)));
@@ -207,17 +229,28 @@ fn build(
 ) -> Result<(), PassError> {
     let last = patch.graph().ops().map(|op| op.site.seq).max().unwrap_or(0);
     let seq = last.saturating_add(1);
-    let site = Site { region: Region::Forward, seq, module: Arc::from(""), of: None };
+    let site = Site {
+        region: Region::Forward,
+        seq,
+        module: Arc::from(""),
+        of: None,
+    };
     patch.at_site(site);
     let shape = patch.ty(logits).shape.clone();
     let (rows, classes) = shape.split_at(shape.len() - 1);
     let rows_in_all = product(rows);
 
-    let labels = if kind == LossKind::CausalLm { shifted(patch, labels)? } else { labels };
+    let labels = if kind == LossKind::CausalLm {
+        shifted(patch, labels)?
+    } else {
+        labels
+    };
     let labels = patch.reshape(labels, [rows_in_all.clone()])?;
     let logits = patch.cast(logits, DType::F32)?;
     let logits = patch.reshape(logits, [rows_in_all, classes[0].clone()])?;
-    let op = CrossEntropy { ignore_index: IGNORED };
+    let op = CrossEntropy {
+        ignore_index: IGNORED,
+    };
     let loss = patch.add1(op.into(), &[logits, labels])?;
     patch.output(LOSS, loss, OutputKind::Loss);
     Ok(())
@@ -230,9 +263,20 @@ fn shifted(patch: &mut Patch<'_>, labels: ValueId) -> Result<ValueId, PassError>
     let before = Shape::from_elem(Dim::Known(0), rank);
     let mut after = before.clone();
     after[1] = Dim::Known(1);
-    let pad = Pad { before, after, value: Scalar(IGNORED as f64) };
+    let pad = Pad {
+        before,
+        after,
+        value: Scalar(IGNORED as f64),
+    };
     let padded = patch.add1(pad.into(), &[labels])?;
-    let rest = SliceAxis { axis: 1, start: Dim::Known(1), len, step: 1 };
-    let slice = Slice { axes: [rest].into_iter().collect() };
+    let rest = SliceAxis {
+        axis: 1,
+        start: Dim::Known(1),
+        len,
+        step: 1,
+    };
+    let slice = Slice {
+        axes: [rest].into_iter().collect(),
+    };
     Ok(patch.add1(slice.into(), &[padded])?)
 }

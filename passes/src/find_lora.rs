@@ -61,7 +61,9 @@ fn module(graph: &Graph, hit: &Match) -> Arc<str> {
 }
 
 fn refuse_dora(graph: &Graph) -> Result<(), PassError> {
-    let magnitude = graph.params().find(|(_, p)| p.name.contains("lora_magnitude_vector"));
+    let magnitude = graph
+        .params()
+        .find(|(_, p)| p.name.contains("lora_magnitude_vector"));
     let found = match magnitude {
         Some((_, p)) => Some(p.name.to_string()),
         None => weight_norm(graph).map(|op| format!("{op}{}", place(graph, op))),
@@ -120,14 +122,22 @@ fn note_names(graph: &Graph, matches: &[Match], cx: &mut PassCx) {
         used.extend([hit.a.param, hit.b.param]);
         if hit.swapped_names {
             let module = module(graph, hit);
-            cx.note(format_args!("{module}: A and B are named the other way round; structure decides"));
+            cx.note(format_args!(
+                "{module}: A and B are named the other way round; structure decides"
+            ));
         }
     }
     for (value, param) in graph.params() {
         if param.name.contains("lora_embedding_A") {
-            cx.note(format_args!("{} adapts an embedding and is left alone", param.name));
+            cx.note(format_args!(
+                "{} adapts an embedding and is left alone",
+                param.name
+            ));
         } else if param.name.contains("lora_A") && !used.contains(&value) {
-            cx.note(format_args!("{} belongs to no adapter of a known form", param.name));
+            cx.note(format_args!(
+                "{} belongs to no adapter of a known form",
+                param.name
+            ));
         }
     }
 }
@@ -165,7 +175,15 @@ fn record(graph: &mut Graph, matches: Vec<Match>, cx: &mut PassCx) -> Result<Cha
         };
         let (a, b) = (own(&mut patch, &hit.a, "A")?, own(&mut patch, &hit.b, "B")?);
         let (x, scale, rank) = (hit.x, Scalar(hit.scale), hit.rank);
-        patch.adapter(Adapter { module, x, a, b, xa, scale, rank });
+        patch.adapter(Adapter {
+            module,
+            x,
+            a,
+            b,
+            xa,
+            scale,
+            rank,
+        });
     }
     let changes = patch.changes();
     cx.note(format_args!("{} adapters", graph.adapters().len()));
@@ -191,7 +209,10 @@ fn owned(
         return Ok(weight.param);
     };
     if !weight.direct || !names.insert(name.clone()) {
-        cx.note(format_args!("{module} and {owner} share {} and train it together", param.name));
+        cx.note(format_args!(
+            "{module} and {owner} share {} and train it together",
+            param.name
+        ));
         return Ok(weight.param);
     }
     let mut copy = param;
@@ -205,7 +226,10 @@ fn owned(
 
 /// Gives a parameter PyTorch's name unless it has one or the name is taken.
 fn rename(patch: &mut Patch<'_>, param: ValueId, name: Arc<str>, names: &mut BTreeSet<Arc<str>>) {
-    let named = patch.graph().param(param).is_some_and(|p| p.name.contains("lora_"));
+    let named = patch
+        .graph()
+        .param(param)
+        .is_some_and(|p| p.name.contains("lora_"));
     if !named && names.insert(name.clone()) {
         patch.name(param, Some(name.clone()));
         patch.update_param(param, |p| p.name = name);

@@ -73,9 +73,17 @@ impl Default for InjectOptions {
 impl InjectOptions {
     /// The rank and the scale of the adapter of a module.
     fn rank_and_scale(&self, module: &str, rank: u64) -> Result<(u64, f64), PassError> {
-        let alpha = self.alpha_pattern.get(module).or(self.alpha).unwrap_or(2.0 * rank as f64);
+        let alpha = self
+            .alpha_pattern
+            .get(module)
+            .or(self.alpha)
+            .unwrap_or(2.0 * rank as f64);
         let rank = self.rank_pattern.get(module).unwrap_or(rank);
-        let divisor = if self.rslora { (rank as f64).sqrt() } else { rank as f64 };
+        let divisor = if self.rslora {
+            (rank as f64).sqrt()
+        } else {
+            rank as f64
+        };
         let scale = alpha / divisor;
         if rank == 0 || i64::try_from(rank).is_err() || !scale.is_finite() {
             let refusal = format!("{module}: no adapter has rank {rank} and alpha {alpha}");
@@ -117,7 +125,9 @@ impl Pass for InjectLora {
         }
         let options = cx.options.inject.clone();
         let Some(rank) = options.rank else {
-            return Err(PassError::Refused("the model has no adapters: give --rank".into()));
+            return Err(PassError::Refused(
+                "the model has no adapters: give --rank".into(),
+            ));
         };
         let layers = layers::linear_layers(graph);
         let classifier = heads::is_classifier(graph, cx.options.loss);
@@ -134,23 +144,44 @@ impl Pass for InjectLora {
             let (rank, scale) = options.rank_and_scale(&layer.module, rank)?;
             inject(&mut patch, &options, layer, rank, scale, &mut params)?;
         }
-        let trained = if classifier { heads::mark(&mut patch) } else { 0 };
+        let trained = if classifier {
+            heads::mark(&mut patch)
+        } else {
+            0
+        };
         let changes = patch.changes();
-        cx.note(format_args!("{} of {} linear layers adapted", chosen.len(), layers.len()));
+        cx.note(format_args!(
+            "{} of {} linear layers adapted",
+            chosen.len(),
+            layers.len()
+        ));
         if trained > 0 {
-            cx.note(format_args!("{trained} weights of the classification head train in full"));
+            cx.note(format_args!(
+                "{trained} weights of the classification head train in full"
+            ));
         }
         Ok(Changed::from_count(changes))
     }
 }
 
 fn no_target(layers: &[Linear]) -> PassError {
-    let names: Vec<&str> = layers.iter().take(NAMED_LAYERS).map(|l| &*l.module).collect();
-    let more = if layers.len() > names.len() { ", …" } else { "" };
+    let names: Vec<&str> = layers
+        .iter()
+        .take(NAMED_LAYERS)
+        .map(|l| &*l.module)
+        .collect();
+    let more = if layers.len() > names.len() {
+        ", …"
+    } else {
+        ""
+    };
     PassError::Refused(if names.is_empty() {
         "no layer to adapt: the model has no linear layer with a module path".into()
     } else {
-        format!("no layer matches --targets; linear layers are {}{more}", names.join(", "))
+        format!(
+            "no layer matches --targets; linear layers are {}{more}",
+            names.join(", ")
+        )
     })
 }
 
@@ -169,9 +200,13 @@ fn inject(
     let dtype = options.adapter_dtype.unwrap_or(own);
     let (a, b) = match params.get(&layer.weight) {
         Some(known) => *known,
-        None => *params
-            .entry(layer.weight)
-            .or_insert(new_params(patch, options.init_a, layer, rank, dtype)?),
+        None => *params.entry(layer.weight).or_insert(new_params(
+            patch,
+            options.init_a,
+            layer,
+            rank,
+            dtype,
+        )?),
     };
     patch.at(layer.op);
     let mut site = patch.site().clone();
@@ -200,8 +235,20 @@ fn inject(
     patch.replace(layer.y, result)?;
     patch.set_operand(reader, 0, layer.y);
     let (module, scale) = (patch.site().module.clone(), Scalar(scale));
-    let module = if module.is_empty() { layer.module.clone() } else { module };
-    patch.adapter(Adapter { module, x, a, b, xa, scale, rank });
+    let module = if module.is_empty() {
+        layer.module.clone()
+    } else {
+        module
+    };
+    patch.adapter(Adapter {
+        module,
+        x,
+        a,
+        b,
+        xa,
+        scale,
+        rank,
+    });
     Ok(())
 }
 

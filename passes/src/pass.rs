@@ -34,7 +34,11 @@ pub enum Changed {
 impl Changed {
     /// From a number of edits.
     pub fn from_count(edits: usize) -> Self {
-        if edits == 0 { Changed::No } else { Changed::Yes }
+        if edits == 0 {
+            Changed::No
+        } else {
+            Changed::Yes
+        }
     }
 }
 
@@ -51,12 +55,18 @@ pub enum Method {
 
 impl Method {
     /// Every method with its spelling.
-    pub const ALL: [(Method, &'static str); 3] =
-        [(Method::Full, "full"), (Method::Lora, "lora"), (Method::LoraFa, "lora-fa")];
+    pub const ALL: [(Method, &'static str); 3] = [
+        (Method::Full, "full"),
+        (Method::Lora, "lora"),
+        (Method::LoraFa, "lora-fa"),
+    ];
 
     /// The spelling.
     pub fn name(self) -> &'static str {
-        Self::ALL.iter().find(|(m, _)| *m == self).map_or("?", |(_, n)| n)
+        Self::ALL
+            .iter()
+            .find(|(m, _)| *m == self)
+            .map_or("?", |(_, n)| n)
     }
 }
 
@@ -95,7 +105,12 @@ pub struct PassCx {
 impl PassCx {
     /// A context for `options`.
     pub fn new(options: Options) -> Self {
-        PassCx { options, notes: Vec::new(), certificate: None, pass: "" }
+        PassCx {
+            options,
+            notes: Vec::new(),
+            certificate: None,
+            pass: "",
+        }
     }
 
     /// Says why a rule fired or did not.
@@ -139,5 +154,9 @@ pub trait Pass {
 
 /// The module of an op as an error prints it: ` in model.layers.0`, or nothing.
 pub(crate) fn in_module(module: &Arc<str>) -> String {
-    if module.is_empty() { String::new() } else { format!(" in {module}") }
+    if module.is_empty() {
+        String::new()
+    } else {
+        format!(" in {module}")
+    }
 }

@@ -7,21 +7,22 @@ use crate::{
     inject_lora,
 };
 
-/// Passes that every method shares: from the imported graph to one with a loss, bound and clean.
+/// Passes that every method shares: from the imported graph to a bound and clean one whose
+/// adapters are known.
 pub const PREPARE: &[&dyn Pass] = &[
-    &canonicalize::Canonicalize,
     &bind_dims::BindDims,
+    &canonicalize::Canonicalize,
     &fold_constants::FoldConstants,
     &eliminate_common_subexpressions::EliminateCommonSubexpressions,
     &find_lora::FindLora,
-    &inject_lora::InjectLora,
-    &attach_loss::AttachLoss,
-    &convert_precision::ConvertPrecision,
-    &eliminate_dead_code::EliminateDeadCode,
 ];
 
 /// Passes that build the training step of `full` and `lora`.
 pub const TRAIN: &[&dyn Pass] = &[
+    &inject_lora::InjectLora,
+    &attach_loss::AttachLoss,
+    &convert_precision::ConvertPrecision,
+    &eliminate_dead_code::EliminateDeadCode,
     &differentiate::Differentiate,
     &attach_optimizer::AttachOptimizer,
     &eliminate_common_subexpressions::EliminateCommonSubexpressions,
@@ -29,8 +30,10 @@ pub const TRAIN: &[&dyn Pass] = &[
 ];
 
 /// Passes that turn LoRA's training step into LoRA-FA's.
-pub const FREEZE: &[&dyn Pass] =
-    &[&freeze_lora_a::FreezeLoraA, &eliminate_dead_code::EliminateDeadCode];
+pub const FREEZE: &[&dyn Pass] = &[
+    &freeze_lora_a::FreezeLoraA,
+    &eliminate_dead_code::EliminateDeadCode,
+];
 
 /// The stages that lead to a method's training step.
 pub fn stages(method: Method) -> Vec<&'static [&'static dyn Pass]> {

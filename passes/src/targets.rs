@@ -82,7 +82,8 @@ impl Targets {
 
 /// Whether `name` is a path's last components.
 fn is_suffix(name: &str, path: &str) -> bool {
-    path.strip_suffix(name).is_some_and(|rest| rest.ends_with('.'))
+    path.strip_suffix(name)
+        .is_some_and(|rest| rest.ends_with('.'))
 }
 
 /// A regular expression that matches only all of a text.
@@ -94,13 +95,18 @@ fn anchored(pattern: &str, full: &str) -> Result<Regex, TargetsError> {
     Regex::new(full).map_err(|error| TargetsError::Regex {
         pattern: pattern.to_string(),
         // The library draws the pattern over several lines; the last says what is wrong.
-        error: error.to_string().lines().last().unwrap_or_default().trim().to_string(),
+        error: error
+            .to_string()
+            .lines()
+            .last()
+            .unwrap_or_default()
+            .trim()
+            .to_string(),
     })
 }
 
 /// PEFT's default `layers_pattern`.
-static LAYER: LazyLock<Option<Regex>> =
-    LazyLock::new(|| Regex::new(r"\A.*\.[^.]*\.(\d+)\.").ok());
+static LAYER: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"\A.*\.[^.]*\.(\d+)\.").ok());
 
 /// The number of the layer that a module is in: the last number in its path that has two
 /// components in front and one behind, as in `model.layers.7.mlp`.
@@ -179,16 +185,25 @@ mod tests {
 
     #[test]
     fn words_with_a_meaning() {
-        assert!(matches!(Targets::parse("ALL-linear"), Ok(Targets::AllLinear)));
+        assert!(matches!(
+            Targets::parse("ALL-linear"),
+            Ok(Targets::AllLinear)
+        ));
         assert!(matches!(Targets::parse(" , "), Err(TargetsError::Empty)));
         let error = Targets::parse("q_(proj").unwrap_err().to_string();
-        assert!(error.starts_with("`q_(proj` is no regular expression"), "{error}");
+        assert!(
+            error.starts_with("`q_(proj` is no regular expression"),
+            "{error}"
+        );
     }
 
     #[test]
     fn the_layer_is_the_last_number_inside_the_path() {
         assert_eq!(layer_index(Q), Some(11));
-        assert_eq!(layer_index("encoder.block.3.layer.0.SelfAttention.q"), Some(0));
+        assert_eq!(
+            layer_index("encoder.block.3.layer.0.SelfAttention.q"),
+            Some(0)
+        );
         assert_eq!(layer_index("transformer.h.4.attn.c_attn"), Some(4));
         assert_eq!(layer_index("lm_head"), None);
         assert_eq!(layer_index("model.layers.3"), None);
@@ -211,7 +226,10 @@ mod tests {
         let exclude = Targets::parse("q_proj").unwrap();
         assert_eq!(selects(&targets, Some(&exclude), &[], Q), None);
         let other = Targets::parse("k_proj").unwrap();
-        assert_eq!(selects(&targets, Some(&other), &[], Q), Some(Matched::ByRule));
+        assert_eq!(
+            selects(&targets, Some(&other), &[], Q),
+            Some(Matched::ByRule)
+        );
     }
 
     #[test]

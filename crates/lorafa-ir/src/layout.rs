@@ -1,5 +1,7 @@
 //! Strided layouts: which ops cost nothing because their result is a view.
 
+use crate::graph::Graph;
+use crate::ids::ValueId;
 use crate::types::TensorType;
 use smallvec::SmallVec;
 
@@ -103,6 +105,43 @@ impl Layout {
         let axes: SmallVec<[_; 4]> = axes.filter(|(dim, _)| **dim != 1).collect();
         let merges = |w: &[(&u64, &u64)]| *w[0].1 == w[1].0 * w[1].1;
         self.shape.contains(&0) || axes.windows(2).all(merges)
+    }
+}
+
+/// Which values are views of which, in a whole graph.
+#[derive(Clone, Debug)]
+pub struct Views {
+    roots: Vec<Option<(ValueId, Layout)>>,
+}
+
+impl Views {
+    /// Follows every op whose result is a view; values with symbols are left out.
+    pub fn of(graph: &Graph) -> Views {
+        let mut roots: Vec<Option<(ValueId, Layout)>> = vec![None; graph.value_bound()];
+        for id in graph.order() {
+            let op = graph.op(id);
+            let view = op.operands.first().and_then(|x| {
+                let (root, layout) = roots[x.index()].as_ref()?;
+                let view = op
+                    .kind
+                    .view((graph.ty(*x), layout), graph.ty(op.results[0]))?;
+                Some((*root, view))
+            });
+            for (slot, result) in op.results.iter().enumerate() {
+                roots[result.index()] = match &view {
+                    Some(view) if slot == 0 => Some(view.clone()),
+                    _ => Layout::contiguous(graph.ty(*result)).map(|layout| (*result, layout)),
+                };
+            }
+        }
+        Views { roots }
+    }
+
+    /// The value that `value` is a view of, itself if it has a buffer of its own, and how it lies
+    /// in that value's buffer; `None` if its size has symbols.
+    pub fn root(&self, value: ValueId) -> Option<(ValueId, &Layout)> {
+        let (root, layout) = self.roots.get(value.index())?.as_ref()?;
+        Some((*root, layout))
     }
 }
 

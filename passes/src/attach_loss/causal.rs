@@ -17,7 +17,8 @@ pub(super) fn is_causal(graph: &Graph, output: ValueId) -> bool {
         let op = graph.op(id);
         let known = |v: &ValueId| counters.contains(v) || fixed.contains(v);
         let counts = |v: &ValueId| counters.contains(v);
-        if needed.contains(&id) && (is_triangle(op) || compares(op) && op.operands.iter().all(counts))
+        if needed.contains(&id)
+            && (is_triangle(op) || compares(op) && op.operands.iter().all(counts))
         {
             return true;
         }
@@ -55,7 +56,9 @@ fn is_triangle(op: &OpData) -> bool {
     let (ty, values) = match &op.kind {
         Op::Constant(c) => (&c.ty, c.literal.to_f64()),
         Op::Param(p) => match (&p.stored.data, p.stored.dtype, p.stored.transposed) {
-            (Data::Inline(bytes), dtype, false) if p.ty.elements().is_some_and(|n| n <= MAX_MASK) => {
+            (Data::Inline(bytes), dtype, false)
+                if p.ty.elements().is_some_and(|n| n <= MAX_MASK) =>
+            {
                 (&p.ty, decode(bytes, dtype))
             }
             _ => return false,
@@ -87,16 +90,25 @@ fn decode(bytes: &[u8], dtype: DType) -> Vec<f64> {
         DType::Bool | DType::U8 => bytes.iter().map(|b| f64::from(*b)).collect(),
         DType::F32 => {
             let (words, _) = bytes.as_chunks::<4>();
-            words.iter().map(|w| f64::from(f32::from_le_bytes(*w))).collect()
+            words
+                .iter()
+                .map(|w| f64::from(f32::from_le_bytes(*w)))
+                .collect()
         }
         DType::I64 => {
             let (words, _) = bytes.as_chunks::<8>();
-            words.iter().map(|w| i64::from_le_bytes(*w) as f64).collect()
+            words
+                .iter()
+                .map(|w| i64::from_le_bytes(*w) as f64)
+                .collect()
         }
         // Only told apart, never computed with.
         DType::F16 | DType::BF16 => {
             let (words, _) = bytes.as_chunks::<2>();
-            words.iter().map(|w| f64::from(u16::from_le_bytes(*w))).collect()
+            words
+                .iter()
+                .map(|w| f64::from(u16::from_le_bytes(*w)))
+                .collect()
         }
         _ => Vec::new(),
     }

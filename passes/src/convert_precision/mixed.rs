@@ -19,7 +19,9 @@ pub(super) fn convert(
 ) -> Result<(), PatchError> {
     let mut m = Mixed {
         target,
-        apart: adapters.filter(|d| *d != target).map_or(BTreeSet::new(), |_| adapted(patch.graph())),
+        apart: adapters
+            .filter(|d| *d != target)
+            .map_or(BTreeSet::new(), |_| adapted(patch.graph())),
         strong: strong(patch.graph()),
         casts: BTreeMap::new(),
     };
@@ -30,7 +32,11 @@ pub(super) fn convert(
         .map(|(value, _)| value)
         .collect();
     for value in weights {
-        let dtype = if m.apart.contains(&value) { adapters.unwrap_or(target) } else { target };
+        let dtype = if m.apart.contains(&value) {
+            adapters.unwrap_or(target)
+        } else {
+            target
+        };
         if dtype != DType::F32 {
             patch.update_param(value, |p| p.ty.dtype = dtype);
         }
@@ -98,8 +104,11 @@ impl Mixed {
         if let Op::Onnx(_) = op.kind {
             return keep_operands(patch, id, DType::F32);
         }
-        let strong: Vec<ValueId> =
-            floats.iter().map(|(_, v)| *v).filter(|v| *self.strong.get(*v)).collect();
+        let strong: Vec<ValueId> = floats
+            .iter()
+            .map(|(_, v)| *v)
+            .filter(|v| *self.strong.get(*v))
+            .collect();
         let (dtype, narrow) = self.dtype(patch.graph(), &op, &strong);
         for (slot, operand) in floats {
             let cast = self.cast(patch, id, operand, dtype)?;
@@ -133,7 +142,9 @@ impl Mixed {
     /// A product is taken in 16 bits, one with an adapter's weight in that weight's type.
     fn product_dtype(&self, graph: &Graph, op: &OpData) -> DType {
         let weights = op.operands.iter().map(|v| source(graph, *v));
-        let apart = weights.filter(|v| self.apart.contains(v)).map(|v| graph.ty(v).dtype);
+        let apart = weights
+            .filter(|v| self.apart.contains(v))
+            .map(|v| graph.ty(v).dtype);
         apart.max_by_key(|d| d.size()).unwrap_or(self.target)
     }
 
@@ -152,7 +163,11 @@ impl Mixed {
             return Ok(*known);
         }
         let strong = *self.strong.get(value);
-        let rebuilt = if strong { None } else { self.rebuild(patch, value, to)? };
+        let rebuilt = if strong {
+            None
+        } else {
+            self.rebuild(patch, value, to)?
+        };
         let cast = match rebuilt {
             Some(rebuilt) => rebuilt,
             None => patch.at(reader).cast(value, to)?,
@@ -219,7 +234,11 @@ fn renamed(param: &Param, to: DType) -> Op {
 fn exceeds(graph: &Graph, op: &OpData, to: DType) -> bool {
     let max = to.round(f64::MAX);
     op.operands.iter().any(|v| match &graph.def(*v).kind {
-        Op::Constant(c) => c.literal.to_f64().iter().any(|x| x.is_finite() && x.abs() > max),
+        Op::Constant(c) => c
+            .literal
+            .to_f64()
+            .iter()
+            .any(|x| x.is_finite() && x.abs() > max),
         _ => false,
     })
 }

@@ -30,7 +30,13 @@ fn converted(kind: &Op, from: DType, to: DType) -> Option<Op> {
     match kind {
         Op::Constant(c) if c.ty.dtype == from => Some(rounded(c, to).into()),
         Op::Fill(f) if f.ty.dtype == from => Some(rounded_fill(f, to).into()),
-        Op::Iota(i) if i.dtype == from => Some(Iota { dtype: to, ..i.clone() }.into()),
+        Op::Iota(i) if i.dtype == from => Some(
+            Iota {
+                dtype: to,
+                ..i.clone()
+            }
+            .into(),
+        ),
         Op::Cast(c) if c.to == from => Some(Cast { to }.into()),
         _ => None,
     }
@@ -48,7 +54,10 @@ pub(super) fn rounded(constant: &Constant, to: DType) -> Constant {
 pub(super) fn rounded_fill(fill: &Fill, to: DType) -> Fill {
     let mut value = fill.value;
     value.0 = to.round(value.0);
-    Fill { ty: fill.ty.with_dtype(to), value }
+    Fill {
+        ty: fill.ty.with_dtype(to),
+        value,
+    }
 }
 
 /// A node that is carried along as it is states its types: it goes on reading and giving `from`.

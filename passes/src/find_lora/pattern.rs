@@ -84,10 +84,22 @@ fn adapter(
         return None;
     }
     let roots = layer_inputs(graph, bases, base)?;
-    let (_, before) = chain(graph, x).into_iter().find(|(v, _)| roots.contains(v))?;
+    let (_, before) = chain(graph, x)
+        .into_iter()
+        .find(|(v, _)| roots.contains(v))?;
     let scale = outer * inner * before;
     let swapped_names = name(&a).contains("lora_B") || name(&b).contains("lora_A");
-    Some(Match { add, base, x, xa, a, b, scale, rank, swapped_names })
+    Some(Match {
+        add,
+        base,
+        x,
+        xa,
+        a,
+        b,
+        scale,
+        rank,
+        swapped_names,
+    })
 }
 
 /// The operands of a product if the second is a weight.
@@ -107,7 +119,11 @@ fn sizes(graph: &Graph, product: ValueId) -> Option<(u64, u64)> {
     };
     let known = |d: Option<&Dim>| d.and_then(Dim::known).and_then(|n| u64::try_from(n).ok());
     let (rows, columns) = (known(shape.first())?, known(shape.get(1))?);
-    Some(if m.trans_b { (columns, rows) } else { (rows, columns) })
+    Some(if m.trans_b {
+        (columns, rows)
+    } else {
+        (rows, columns)
+    })
 }
 
 /// The weight that operand `slot` of `op` is, through casts and transposes.
@@ -120,7 +136,12 @@ pub(super) fn weight(graph: &Graph, op: &OpData, slot: usize) -> Option<Weight> 
             Op::Param(p) => {
                 let fits = p.is_weight() && p.ty.rank() == 2 && p.ty.dtype.is_float();
                 let (reader, direct) = (reader.id, step == 0);
-                return fits.then_some(Weight { param: value, reader, slot, direct });
+                return fits.then_some(Weight {
+                    param: value,
+                    reader,
+                    slot,
+                    direct,
+                });
             }
             Op::Cast(_) | Op::Transpose(Transpose { .. }) => (reader, slot) = (def, 0),
             _ => return None,
@@ -239,7 +260,9 @@ fn is_bias(graph: &Graph, value: ValueId) -> bool {
     let def = graph.def(value);
     match &def.kind {
         Op::Param(p) => p.is_weight() && p.ty.rank() == 1,
-        Op::Cast(_) => graph.param(def.operands[0]).is_some_and(|p| p.ty.rank() == 1),
+        Op::Cast(_) => graph
+            .param(def.operands[0])
+            .is_some_and(|p| p.ty.rank() == 1),
         _ => false,
     }
 }

@@ -52,7 +52,11 @@ fn path(graph: &Graph, value: ValueId, name: &str) -> Option<String> {
     }
     let uses = graph.uses(value);
     let module = &graph.op(uses.first()?.op).site.module;
-    let kind = if graph.ty(value).rank() == 1 { "bias" } else { "weight" };
+    let kind = if graph.ty(value).rank() == 1 {
+        "bias"
+    } else {
+        "weight"
+    };
     // A name with a path of its own says that the weight belongs elsewhere.
     let lost = !name.contains('.') && in_head(plain_path(module));
     lost.then(|| format!("{}.{kind}", plain_path(module)))
@@ -63,7 +67,12 @@ fn saved(path: &str) -> Option<String> {
     let parts: Vec<&str> = path.split('.').collect();
     let head = parts.iter().position(|part| HEADS.contains(part))?;
     let (before, after) = parts.split_at(head + 1);
-    let all = [&["base_model", "model"], before, &["modules_to_save", "default"], after];
+    let all = [
+        &["base_model", "model"],
+        before,
+        &["modules_to_save", "default"],
+        after,
+    ];
     Some(all.concat().join("."))
 }
 

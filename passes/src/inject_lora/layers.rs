@@ -46,7 +46,10 @@ pub(super) fn linear_layers(graph: &Graph) -> Vec<Linear> {
         let Some(mut layer) = linear(graph, op) else {
             continue;
         };
-        let names = [plain_path(&op.site.module).into(), weight_path(graph, layer.weight)];
+        let names = [
+            plain_path(&op.site.module).into(),
+            weight_path(graph, layer.weight),
+        ];
         let free = names.into_iter().find(|name: &Arc<str>| {
             !name.is_empty() && *owners.entry(name.clone()).or_insert(layer.weight) == layer.weight
         });
@@ -75,11 +78,24 @@ fn linear(graph: &Graph, op: &OpData) -> Option<Linear> {
         return None;
     }
     let shape = param.ty.known_shape()?;
-    let (inputs, outputs) = if m.trans_b { (shape[1], shape[0]) } else { (shape[0], shape[1]) };
+    let (inputs, outputs) = if m.trans_b {
+        (shape[1], shape[0])
+    } else {
+        (shape[0], shape[1])
+    };
     let product = op.id;
     let (op, y) = bias(graph, y).unwrap_or((product, y));
     let (module, is_output) = (Arc::from(""), false);
-    Some(Linear { module, op, product, weight, y, inputs, outputs, is_output })
+    Some(Linear {
+        module,
+        op,
+        product,
+        weight,
+        y,
+        inputs,
+        outputs,
+        is_output,
+    })
 }
 
 /// The sum with a vector of weights, if nothing else reads the product.

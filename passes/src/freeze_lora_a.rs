@@ -1,0 +1,209 @@
+//! `freeze-lora-a`: LoRA becomes LoRA-FA.
+//!
+//! ```text
+//! - param %a : f32[2,8] trained
+//! + param %a : f32[2,8] frozen
+//!   v1 = matmul %x, %a {trans_b}       : f32[4,2]
+//!   …
+//!   v7 = matmul v6, v1 {trans_a}       : f32[8,2] of v2
+//! - v8 = matmul v6, %b                 : f32[4,2] of v2
+//! - v9 = matmul v8, %x {trans_a}       : f32[2,8] of v1
+//!   out "grad::b" = v7 gradient %b
+//! - out "grad::a" = v9 gradient %a
+//! ```
+//!
+//! A keeps its value, so its gradient, its moments and its update go, and with them the one reason
+//! to keep the layer's input. What is left of `x` is a matter of the graph, not of this pass: it
+//! ends with a [`Certificate`] that looks for every backward op that still reads the memory of an
+//! adapter's `x`. This is no equality: training takes another path.
+
+use crate::eliminate_dead_code::live_ops;
+use crate::pass::{Changed, Pass, PassCx, PassError, PassKind, in_module};
+use lorafa_ir::layout::Views;
+use lorafa_ir::ops::{Op, Role};
+use lorafa_ir::text::ValueDisplay;
+use lorafa_ir::{Adapter, Graph, OpData, OpId, OutputKind, Region, ValueId};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// See the module.
+pub struct FreezeLoraA;
+
+impl Pass for FreezeLoraA {
+    fn name(&self) -> &'static str {
+        "freeze-lora-a"
+    }
+
+    fn kind(&self) -> PassKind {
+        PassKind::ChangesTraining
+    }
+
+    fn run(&self, graph: &mut Graph, cx: &mut PassCx) -> Result<Changed, PassError> {
+        let frozen: BTreeSet<ValueId> = graph
+            .adapters()
+            .iter()
+            .map(|adapter| adapter.a)
+            .filter(|a| graph.role(*a) == Some(Role::Trained))
+            .collect();
+        if graph.adapters().is_empty() {
+            return Err(PassError::Refused(
+                "the model has no adapters to freeze".into(),
+            ));
+        }
+        // The moments of a parameter are updated by the op that updates the parameter.
+        let updates: BTreeSet<OpId> = updated_by(graph, &frozen);
+        let defined = |value: ValueId, graph: &Graph| graph.value(value).op;
+        let gone: BTreeSet<ValueId> = graph
+            .outputs()
+            .iter()
+            .filter(|o| match o.kind {
+                OutputKind::Gradient(param) => frozen.contains(&param),
+                OutputKind::Updated(_) => updates.contains(&defined(o.value, graph)),
+                OutputKind::Loss | OutputKind::Value => false,
+            })
+            .map(|o| o.value)
+            .collect();
+        let mut patch = graph.patch("freeze-lora-a");
+        patch.retain_outputs(|o| match o.kind {
+            OutputKind::Gradient(param) => !frozen.contains(&param),
+            OutputKind::Updated(_) => !gone.contains(&o.value),
+            OutputKind::Loss | OutputKind::Value => true,
+        });
+        for a in &frozen {
+            patch.set_role(*a, Role::Frozen);
+        }
+        let changes = patch.changes();
+        let certificate = certify(graph);
+        cx.note(format_args!(
+            "{} of {} adapters release x",
+            certificate.released().count(),
+            certificate.proofs.len()
+        ));
+        cx.certificate = Some(certificate);
+        Ok(Changed::from_count(changes))
+    }
+}
+
+fn updated_by(graph: &Graph, params: &BTreeSet<ValueId>) -> BTreeSet<OpId> {
+    let of_param = |kind| match kind {
+        OutputKind::Updated(param) => params.contains(&param),
+        _ => false,
+    };
+    let outputs = graph.outputs().iter().filter(|o| of_param(o.kind));
+    outputs.map(|o| graph.value(o.value).op).collect()
+}
+
+/// What the graph says about every adapter's input, after A was frozen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Certificate {
+    /// One entry an adapter, in the model's order.
+    pub proofs: Vec<Proof>,
+}
+
+/// What becomes of one adapter's input.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proof {
+    /// The adapted module.
+    pub module: Arc<str>,
+    /// The value that the product with A reads.
+    pub x: ValueId,
+    /// The value in whose memory `x` is: `x` itself, or what it is a view of.
+    pub root: ValueId,
+    /// The size of that value in bytes.
+    pub bytes: u64,
+    /// What still reads that memory in the backward pass; `None` if nothing does.
+    pub kept: Option<Keeper>,
+}
+
+/// Why an adapter's input is still there in the backward pass.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Keeper {
+    /// The forward op whose gradient reads it, and its module.
+    pub by: String,
+    /// What that gradient needs.
+    pub reason: String,
+}
+
+impl Certificate {
+    /// The adapters whose input is not kept for the backward pass.
+    pub fn released(&self) -> impl Iterator<Item = &Proof> {
+        self.proofs.iter().filter(|p| p.kept.is_none())
+    }
+
+    /// The tensors that are no longer kept, each once, with their sizes in bytes: adapters of one
+    /// layer's projections share theirs.
+    pub fn released_tensors(&self) -> BTreeMap<ValueId, u64> {
+        self.released().map(|p| (p.root, p.bytes)).collect()
+    }
+}
+
+/// Looks for what keeps each adapter's input alive, among the ops that the outputs need.
+pub fn certify(graph: &Graph) -> Certificate {
+    let live = live_ops(graph);
+    let views = Views::of(graph);
+    let root = |value: ValueId| views.root(value).map_or(value, |(root, _)| root);
+    let inputs: BTreeSet<ValueId> = graph.adapters().iter().map(|a| root(a.x)).collect();
+    let mut keepers: BTreeMap<ValueId, OpId> = BTreeMap::new();
+    for id in graph.order() {
+        let op = graph.op(id);
+        if op.site.region == Region::Forward || !live[id.index()] || is_view(op, &views) {
+            continue;
+        }
+        for operand in op.operands.iter().map(|v| root(*v)) {
+            if inputs.contains(&operand) {
+                keepers.entry(operand).or_insert(id);
+            }
+        }
+    }
+    let proof = |adapter: &Adapter| {
+        let root = root(adapter.x);
+        Proof {
+            module: adapter.module.clone(),
+            x: adapter.x,
+            root,
+            bytes: graph.ty(root).bytes().unwrap_or(0),
+            kept: keepers
+                .get(&root)
+                .map(|reader| keeper(graph, *reader, root, &root_of(&views))),
+        }
+    };
+    Certificate {
+        proofs: graph.adapters().iter().map(proof).collect(),
+    }
+}
+
+fn root_of(views: &Views) -> impl Fn(ValueId) -> ValueId {
+    |value| views.root(value).map_or(value, |(root, _)| root)
+}
+
+/// Whether an op only gives its operand another shape: what reads its result counts.
+fn is_view(op: &OpData, views: &Views) -> bool {
+    matches!(views.root(op.results[0]), Some((root, _)) if root != op.results[0])
+}
+
+fn keeper(graph: &Graph, reader: OpId, x: ValueId, root: &impl Fn(ValueId) -> ValueId) -> Keeper {
+    let reader = graph.op(reader);
+    let Some(forward) = reader.site.of.and_then(|of| graph.get_op(of)) else {
+        let by = format!("{}{}", reader.kind.name(), in_module(&reader.site.module));
+        return Keeper {
+            by,
+            reason: "it reads x after the forward pass".into(),
+        };
+    };
+    let by = format!("{}{}", forward.kind.name(), in_module(&forward.site.module));
+    let weight = forward.operands.get(1).copied().map(root);
+    let trained = weight.filter(|w| graph.role(*w) == Some(Role::Trained));
+    let reason = match (&forward.kind, trained) {
+        (Op::MatMul(_), Some(weight)) => {
+            format!(
+                "the gradient of the trained weight {} needs x",
+                ValueDisplay(graph, weight)
+            )
+        }
+        _ if forward.results.iter().any(|v| root(*v) == x) => {
+            "its gradient needs its result, which is x".into()
+        }
+        _ => "its gradient needs its operand, which is x".into(),
+    };
+    Keeper { by, reason }
+}

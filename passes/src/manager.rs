@@ -1,0 +1,105 @@
+//! Runs passes: verifies after each, counts, stops.
+
+use crate::pass::{Changed, Pass, PassCx, PassError};
+use lorafa_ir::Graph;
+use lorafa_ir::verify::Violations;
+use thiserror::Error;
+
+/// Why a run of passes ended early.
+#[derive(Clone, Debug, Error)]
+pub enum RunError {
+    /// A pass refused the model or the options.
+    #[error("{error}")]
+    Pass {
+        /// The pass.
+        pass: &'static str,
+        /// What it said.
+        error: PassError,
+    },
+    /// A pass left a graph that does not verify: a defect of the pass, not of the model.
+    #[error("{pass} left a graph that does not verify; please report this\n{violations}")]
+    Broken {
+        /// The pass.
+        pass: &'static str,
+        /// What is wrong with the graph.
+        violations: Violations,
+    },
+}
+
+/// What one pass did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Step {
+    /// The pass.
+    pub pass: &'static str,
+    /// Whether it changed the graph.
+    pub changed: Changed,
+    /// Ops before it.
+    pub before: usize,
+    /// Ops after it.
+    pub after: usize,
+}
+
+/// Runs passes one after the other.
+#[derive(Clone, Debug, Default)]
+pub struct Manager {
+    stop_after: Option<String>,
+    stopped: bool,
+    /// What each pass did, in order.
+    pub steps: Vec<Step>,
+}
+
+impl Manager {
+    /// A manager that runs everything it is given.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A manager that does nothing more once the pass `name` has run.
+    pub fn stopping_after(name: impl Into<String>) -> Self {
+        Manager {
+            stop_after: Some(name.into()),
+            ..Self::default()
+        }
+    }
+
+    /// Whether the pass to stop after has run.
+    pub fn stopped(&self) -> bool {
+        self.stopped
+    }
+
+    /// Runs `passes` in order and verifies the graph after each one that changed it.
+    pub fn run(
+        &mut self,
+        passes: &[&dyn Pass],
+        graph: &mut Graph,
+        cx: &mut PassCx,
+    ) -> Result<(), RunError> {
+        for pass in passes {
+            if self.stopped {
+                break;
+            }
+            let name = pass.name();
+            cx.pass = name;
+            let before = graph.op_count();
+            let changed = pass
+                .run(graph, cx)
+                .map_err(|error| RunError::Pass { pass: name, error })?;
+            if changed == Changed::Yes {
+                graph.verify().map_err(|violations| RunError::Broken {
+                    pass: name,
+                    violations,
+                })?;
+            } else {
+                cx.note("changed nothing");
+            }
+            self.steps.push(Step {
+                pass: name,
+                changed,
+                before,
+                after: graph.op_count(),
+            });
+            self.stopped = self.stop_after.as_deref() == Some(name);
+        }
+        Ok(())
+    }
+}
