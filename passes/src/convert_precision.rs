@@ -73,7 +73,7 @@ impl Pass for ConvertPrecision {
 }
 
 /// The float type of most bytes of weights; the smaller one of two that have as many.
-fn main_dtype(graph: &Graph) -> Option<DType> {
+pub fn main_dtype(graph: &Graph) -> Option<DType> {
     let mut bytes: BTreeMap<DType, u64> = BTreeMap::new();
     let weights = graph.params().map(|(_, p)| p);
     for p in weights.filter(|p| p.is_weight() && p.ty.dtype.is_float()) {

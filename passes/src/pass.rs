@@ -89,6 +89,21 @@ pub struct Options {
     pub adamw: lorafa_ir::ops::AdamW,
 }
 
+impl Default for Options {
+    /// LoRA-FA in the model's own precision, with nothing bound and nothing injected.
+    fn default() -> Self {
+        Options {
+            method: Method::LoraFa,
+            bindings: Bindings::new(),
+            dtype: None,
+            loss: None,
+            inject: InjectOptions::default(),
+            replace_adapters: false,
+            adamw: lorafa_ir::ops::AdamW::default(),
+        }
+    }
+}
+
 /// What passes read and leave behind.
 #[derive(Debug)]
 pub struct PassCx {

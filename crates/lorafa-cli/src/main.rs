@@ -1,2 +1,24 @@
-//! The `lorafa-opt` command.
-fn main() {}
+//! The `lorafa-opt` binary.
+
+use clap::Parser;
+use lorafa_cli::args::Cli;
+use lorafa_cli::{Error, run};
+use std::io::{ErrorKind, Write, stderr, stdout};
+use std::process::ExitCode;
+
+/// Not done: one message is on standard error, and nothing was written.
+const NOT_DONE: u8 = 2;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(&cli, &mut stdout().lock()) {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever read our output has seen enough.
+        Err(Error::Output(error)) if error.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => {
+            // Where standard error is gone too, the exit status has to do.
+            let _ = writeln!(stderr(), "lorafa-opt: {error}");
+            ExitCode::from(NOT_DONE)
+        }
+    }
+}

@@ -26,6 +26,7 @@
 //! found, what was expected, and the remedy where there is one.
 
 pub mod dtype;
+pub mod export;
 pub mod external;
 pub mod file;
 pub mod import;

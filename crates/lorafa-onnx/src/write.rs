@@ -24,10 +24,8 @@ static NEXT: AtomicU64 = AtomicU64::new(0);
 
 /// Writes `model` to `path` and returns its size in bytes.
 ///
-/// The bytes go to a temporary file in the same folder, to the disk, and only then to `path`, by a rename: another
-/// process sees the old file or the new one, and so does the next start after a crash. The temporary file is removed
-/// on every error. A model that is mapped from `path` itself may be written back to it. A symbolic link at `path`
-/// is replaced, not followed.
+/// As [`Staged::new`] and [`Staged::commit`] in one. A model that is mapped from `path` itself may be written back to
+/// it.
 ///
 /// # Errors
 ///
@@ -35,23 +33,66 @@ static NEXT: AtomicU64 = AtomicU64::new(0);
 pub fn write_atomic(path: impl AsRef<Path>, model: &ModelProto) -> Result<u64, WriteError> {
     let path = path.as_ref();
     let size = check_size(path, model.encoded_len())?;
-    let failed = |kind| WriteError {
-        path: path.to_owned(),
-        kind,
-    };
-    if path.is_dir() || path.file_name().is_none() {
-        return Err(failed(WriteErrorKind::Directory));
-    }
-    let (temporary, mut file) = Temporary::create(folder_of(path)).map_err(failed)?;
-    file.write_all(&model.encode_to_vec())
-        .and_then(|()| file.sync_all())
-        .map_err(|error| failed(WriteErrorKind::Io(error)))?;
-    // Windows renames no open file.
-    drop(file);
-    temporary
-        .rename_to(path)
-        .map_err(|error| failed(WriteErrorKind::Io(error)))?;
+    Staged::new(path, &model.encode_to_vec())?.commit()?;
     Ok(size)
+}
+
+/// A file whose content is on the disk, under another name until it is committed.
+///
+/// Several files can be staged before the first is committed, so that either all or none appear.
+#[derive(Debug)]
+pub struct Staged {
+    temporary: Temporary,
+    path: PathBuf,
+}
+
+impl Staged {
+    /// Writes `bytes` to a temporary file in the folder of `path`, and to the disk. The temporary file is removed on
+    /// every error, and when the result is dropped.
+    ///
+    /// # Errors
+    ///
+    /// [`WriteError`], which names the path.
+    pub fn new(path: impl AsRef<Path>, bytes: &[u8]) -> Result<Self, WriteError> {
+        let path = path.as_ref();
+        let failed = |kind| WriteError {
+            path: path.to_owned(),
+            kind,
+        };
+        if path.is_dir() || path.file_name().is_none() {
+            return Err(failed(WriteErrorKind::Directory));
+        }
+        let (temporary, mut file) = Temporary::create(folder_of(path)).map_err(failed)?;
+        file.write_all(bytes)
+            .and_then(|()| file.sync_all())
+            .map_err(|error| failed(WriteErrorKind::Io(error)))?;
+        let path = path.to_owned();
+        Ok(Self { temporary, path })
+    }
+
+    /// Stages a model.
+    ///
+    /// # Errors
+    ///
+    /// As [`Staged::new`]; also a model that is larger than [`MAX_MODEL_BYTES`].
+    pub fn model(path: impl AsRef<Path>, model: &ModelProto) -> Result<Self, WriteError> {
+        check_size(path.as_ref(), model.encoded_len())?;
+        Self::new(path, &model.encode_to_vec())
+    }
+
+    /// Gives the file its name, by a rename: another process sees the old file or the new one, and so does the next
+    /// start after a crash. A symbolic link in its place is replaced, not followed.
+    ///
+    /// # Errors
+    ///
+    /// [`WriteError`], which names the path.
+    pub fn commit(self) -> Result<(), WriteError> {
+        let Self { temporary, path } = self;
+        temporary.rename_to(&path).map_err(|error| WriteError {
+            path,
+            kind: WriteErrorKind::Io(error),
+        })
+    }
 }
 
 fn check_size(path: &Path, size: usize) -> Result<u64, WriteError> {
@@ -65,6 +106,7 @@ fn check_size(path: &Path, size: usize) -> Result<u64, WriteError> {
 }
 
 /// A temporary file that is removed unless it was renamed.
+#[derive(Debug)]
 struct Temporary {
     path: PathBuf,
     renamed: bool,

@@ -1,6 +1,6 @@
 //! Whether a model predicts the next token: whether its attention masks the future.
 
-use lorafa_ir::ops::{Binary, BinaryKind, Data, Op};
+use lorafa_ir::ops::{Binary, BinaryKind, Constant, Data, Literal, Op};
 use lorafa_ir::{DType, Graph, OpData, ValueId};
 use std::collections::BTreeSet;
 
@@ -24,6 +24,7 @@ pub(super) fn is_causal(graph: &Graph, output: ValueId) -> bool {
         }
         match &op.kind {
             Op::Iota(_) => counters.extend(&op.results),
+            Op::Constant(c) if counts_up(c) => counters.extend(&op.results),
             Op::Constant(_) | Op::Fill(_) | Op::DimValue(_) => fixed.extend(&op.results),
             _ if op.operands.is_empty() || !op.operands.iter().all(known) => {}
             _ if op.operands.iter().any(counts) => counters.extend(&op.results),
@@ -31,6 +32,17 @@ pub(super) fn is_causal(graph: &Graph, output: ValueId) -> bool {
         }
     }
     false
+}
+
+/// Whether a constant is a counter that an exporter wrote out.
+fn counts_up(constant: &Constant) -> bool {
+    let Literal::Ints(numbers) = &constant.literal else {
+        return false;
+    };
+    numbers.len() > 1
+        && numbers
+            .windows(2)
+            .all(|w| w[0].checked_add(1) == Some(w[1]))
 }
 
 /// The ops that a value depends on.

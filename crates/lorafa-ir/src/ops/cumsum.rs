@@ -36,6 +36,7 @@ impl Operator for CumSum {
 
     fn infer(&self, operands: &[&TensorType]) -> Result<Types, TypeError> {
         super::axis(self.axis as i64, operands[0].rank())?;
+        super::number(operands[0])?;
         Ok(one(operands[0].clone()))
     }
 

@@ -378,6 +378,15 @@ fn float(ty: &TensorType) -> Result<(), TypeError> {
     }
 }
 
+/// Refuses an operand that cannot be added to.
+fn number(ty: &TensorType) -> Result<(), TypeError> {
+    if ty.dtype == crate::dtype::DType::Bool {
+        Err(TypeError(format!("expected numbers, found {ty}")))
+    } else {
+        Ok(())
+    }
+}
+
 /// Refuses an operand that cannot index.
 fn index(ty: &TensorType) -> Result<(), TypeError> {
     use crate::dtype::DType::{I32, I64};

@@ -78,6 +78,9 @@ impl Operator for ScatterElements {
         super::axis(self.axis as i64, data.rank())?;
         index(indices)?;
         super::same_dtype(&[data, updates])?;
+        if self.add {
+            super::number(data)?;
+        }
         if !within(indices, data, self.axis) || !line_up(&indices.shape, &updates.shape) {
             return Err(TypeError(format!(
                 "{data}, {indices} and {updates} do not line up"
@@ -142,6 +145,9 @@ impl Operator for ScatterNd {
     fn infer(&self, operands: &[&TensorType]) -> Result<Types, TypeError> {
         let (data, indices, updates) = (operands[0], operands[1], operands[2]);
         super::same_dtype(&[data, updates])?;
+        if self.add {
+            super::number(data)?;
+        }
         let depth = depth(indices)?;
         let outer = &indices.shape[..indices.rank() - 1];
         let slices = outer.iter().chain(data.shape.iter().skip(depth));

@@ -149,7 +149,9 @@ impl Operator for Iota {
     }
 
     fn infer(&self, _: &[&TensorType]) -> Result<Types, TypeError> {
-        Ok(one(TensorType::new(self.dtype, [self.len.clone()])))
+        let ty = TensorType::new(self.dtype, [self.len.clone()]);
+        super::number(&ty)?;
+        Ok(one(ty))
     }
 
     fn bind(&self, b: &Bindings) -> Option<Op> {

@@ -44,7 +44,7 @@ fn parts(
 
 /// `n` equal lengths, the last one smaller if need be.
 fn equal(total: &Dim, n: i64) -> Result<Vec<Dim>, Fail> {
-    if n < 1 || n > 1 << 16 {
+    if !(1..=1 << 16).contains(&n) {
         return Err(format!("cannot split into {n} parts").into());
     }
     if let Some(len) = total.exact_div(&Dim::Known(n)) {

@@ -1,0 +1,192 @@
+//! The main job: from a model file to three training steps, each with its plan.
+
+use crate::args::TrainingArgs;
+use crate::dims::{self, Dims};
+use crate::error::Error;
+use lorafa_ir::ops::{AdamW, Scalar};
+use lorafa_ir::{DType, Graph, OutputKind};
+use lorafa_onnx::file::ModelFile;
+use lorafa_onnx::import::import;
+use lorafa_passes::freeze_lora_a::Certificate;
+use lorafa_passes::inject_lora::InjectOptions;
+use lorafa_passes::pass::{Method, Options};
+use lorafa_passes::targets::{Patterns, Targets};
+use lorafa_passes::{Manager, PassCx, registry};
+use lorafa_plan::Plan;
+
+/// A training step with its memory plan.
+#[derive(Debug)]
+pub struct Step {
+    /// What it trains.
+    pub method: Method,
+    /// Forward, backward and update.
+    pub graph: Graph,
+    /// Where every byte of it lives.
+    pub plan: Plan,
+}
+
+/// A model compiled for every method.
+#[derive(Debug)]
+pub struct Compiled {
+    /// What the dimensions were bound to.
+    pub dims: Dims,
+    /// The steps of [`Method::ALL`], in that order.
+    pub steps: [Step; 3],
+    /// What LoRA-FA proved about every adapter.
+    pub certificate: Certificate,
+    /// What the passes did or did not do.
+    pub notes: Vec<String>,
+}
+
+impl Compiled {
+    /// The step of a method.
+    pub fn step(&self, method: Method) -> &Step {
+        let [full, lora, lora_fa] = &self.steps;
+        match method {
+            Method::Full => full,
+            Method::Lora => lora,
+            Method::LoraFa => lora_fa,
+        }
+    }
+}
+
+/// Compiles a model for every method.
+///
+/// # Errors
+///
+/// What [`import`], a pass or the planner refuses; flags that contradict each other or the model.
+pub fn compile(model: &ModelFile, args: &TrainingArgs) -> Result<Compiled, Error> {
+    let mut prepared = import(model)?;
+    let dims = dims::resolve(&prepared, args).map_err(Error::Args)?;
+    let mut cx = PassCx::new(options(args, &dims)?);
+    run(registry::PREPARE, &mut prepared, &mut cx)?;
+
+    let mut lora = prepared.clone();
+    cx.options.method = Method::Lora;
+    run(registry::TRAIN, &mut lora, &mut cx)?;
+
+    let mut lora_fa = lora.clone();
+    cx.options.method = Method::LoraFa;
+    run(registry::FREEZE, &mut lora_fa, &mut cx)?;
+    let certificate = cx.certificate.take();
+    let certificate = certificate.unwrap_or(Certificate { proofs: Vec::new() });
+
+    let mut full = prepared;
+    cx.options.method = Method::Full;
+    run(registry::TRAIN, &mut full, &mut cx)?;
+
+    let steps = [
+        step(Method::Full, full)?,
+        step(Method::Lora, lora)?,
+        step(Method::LoraFa, lora_fa)?,
+    ];
+    Ok(Compiled {
+        dims,
+        steps,
+        certificate,
+        notes: cx.notes,
+    })
+}
+
+fn step(method: Method, graph: Graph) -> Result<Step, Error> {
+    let plan = lorafa_plan::plan(&graph)?;
+    Ok(Step {
+        method,
+        graph,
+        plan,
+    })
+}
+
+fn run(
+    passes: &[&dyn lorafa_passes::Pass],
+    graph: &mut Graph,
+    cx: &mut PassCx,
+) -> Result<(), Error> {
+    Ok(Manager::new().run(passes, graph, cx)?)
+}
+
+/// The graph after the pass `after` of the pipeline of `args.method`, or after all of them.
+///
+/// # Errors
+///
+/// As [`compile`]; also a pass that the method does not run.
+pub fn graph_after(
+    model: &ModelFile,
+    args: &TrainingArgs,
+    after: Option<&str>,
+) -> Result<Graph, Error> {
+    let mut graph = import(model)?;
+    if after == Some("import") {
+        return Ok(graph);
+    }
+    let dims = dims::resolve(&graph, args).map_err(Error::Args)?;
+    let mut cx = PassCx::new(options(args, &dims)?);
+    let mut manager = after.map_or_else(Manager::new, Manager::stopping_after);
+    for stage in registry::stages(cx.options.method) {
+        manager.run(stage, &mut graph, &mut cx)?;
+    }
+    match after {
+        Some(pass) if !manager.stopped() => Err(Error::Args(format!(
+            "--after {pass}: the method {} does not run that pass",
+            cx.options.method.name()
+        ))),
+        _ => Ok(graph),
+    }
+}
+
+/// The step without the optimizer: gradients are its results.
+pub fn without_optimizer(graph: &Graph) -> Result<Graph, Error> {
+    let mut graph = graph.clone();
+    graph
+        .patch("detach-optimizer")
+        .retain_outputs(|o| !matches!(o.kind, OutputKind::Updated(_)));
+    let mut cx = PassCx::new(Options::default());
+    let sweep = &lorafa_passes::eliminate_dead_code::EliminateDeadCode;
+    run(&[sweep], &mut graph, &mut cx)?;
+    Ok(graph)
+}
+
+/// What the passes are asked for.
+fn options(args: &TrainingArgs, dims: &Dims) -> Result<Options, Error> {
+    let lora = &args.lora;
+    let refused =
+        |flag: &str, error: &dyn std::fmt::Display| Error::Args(format!("{flag}: {error}"));
+    let targets = Targets::parse(&lora.targets).map_err(|e| refused("--targets", &e))?;
+    let exclude = lora.exclude.as_deref().map(Targets::parse).transpose();
+    let inject = InjectOptions {
+        rank: lora.rank,
+        alpha: lora.alpha,
+        rslora: lora.rslora,
+        init_a: lora.init_a.into(),
+        targets,
+        exclude: exclude.map_err(|e| refused("--exclude", &e))?,
+        layers_to_transform: lora.layers.clone(),
+        rank_pattern: Patterns::new(lora.rank_pattern.iter().map(|(k, n)| (k, *n)))
+            .map_err(|e| refused("--rank-pattern", &e))?,
+        alpha_pattern: Patterns::new(lora.alpha_pattern.iter().map(|(k, n)| (k, *n)))
+            .map_err(|e| refused("--alpha-pattern", &e))?,
+        adapter_dtype: lora.adapter_dtype,
+    };
+    if !(args.weight_decay.is_finite() && args.weight_decay >= 0.0) {
+        return Err(Error::Args(
+            "--weight-decay: expected a number that is not negative".into(),
+        ));
+    }
+    Ok(Options {
+        method: args.method.into(),
+        bindings: dims.bindings.clone(),
+        dtype: args.dtype,
+        loss: args.loss.map(Into::into),
+        inject,
+        replace_adapters: lora.replace_adapters,
+        adamw: AdamW {
+            weight_decay: Scalar(args.weight_decay),
+            ..AdamW::default()
+        },
+    })
+}
+
+/// The element type that the step computes in: that of most bytes of weights.
+pub fn dtype(graph: &Graph) -> Option<DType> {
+    lorafa_passes::convert_precision::main_dtype(graph)
+}

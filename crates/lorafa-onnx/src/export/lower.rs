@@ -1,0 +1,129 @@
+//! Ops that ONNX lacks, or lacks for their element type, out of those it has.
+
+use super::ExportError;
+use lorafa_ir::ops::{
+    Binary, BinaryKind, Constant, LayerNorm, Literal, Op, Reduce, ReduceKind, Unary, UnaryKind,
+};
+use lorafa_ir::patch::Results;
+use lorafa_ir::text::OpDisplay;
+use lorafa_ir::{DType, Dim, Graph, OpData, OpId, Patch, PatchError, TensorType, ValueId};
+
+type Lowered = Result<Results, PatchError>;
+
+/// The graph in ops that [`super::ops`] can write. What replaces an op stands where it stood.
+pub(super) fn lower(graph: &Graph) -> Result<Graph, ExportError> {
+    let mut graph = graph.clone();
+    let mut done = 0;
+    loop {
+        // What a round builds may have to be lowered in the next.
+        let added = graph.ops().map(|op| op.id).filter(|id| id.index() >= done);
+        let added: Vec<OpId> = added.collect();
+        let Some(last) = added.last() else {
+            return Ok(graph);
+        };
+        done = last.index() + 1;
+        for id in added {
+            lower_op(&mut graph, id)?;
+        }
+    }
+}
+
+fn lower_op(graph: &mut Graph, id: OpId) -> Result<(), ExportError> {
+    let op = graph.op(id).clone();
+    let mut patch = graph.patch("lower-to-onnx");
+    patch.at(id);
+    let Some(results) = rewrite(&mut patch, &op) else {
+        return Ok(());
+    };
+    let replaced = results.and_then(|results| {
+        for (old, new) in op.results.iter().zip(results) {
+            patch.replace(*old, new)?;
+        }
+        patch.remove(id)
+    });
+    replaced.map_err(|error| ExportError::Lower {
+        line: OpDisplay(patch.graph(), id).to_string(),
+        error,
+    })
+}
+
+/// Builds the op's results out of simpler ops, if it cannot be written as it is.
+fn rewrite(p: &mut Patch<'_>, op: &OpData) -> Option<Lowered> {
+    match &op.kind {
+        Op::ActivationGrad(_)
+        | Op::SoftmaxGrad(_)
+        | Op::LayerNormGrad(_)
+        | Op::CrossEntropyGrad(_)
+        | Op::DropoutGrad(_)
+        | Op::GatherGrad(_)
+        | Op::AdamW(_) => op.kind.decompose(p, &op.operands),
+        Op::DimValue(dims) => {
+            let numbers: Option<Vec<i64>> = dims.values.iter().map(Dim::known).collect();
+            let ty = TensorType::new(DType::I64, dims.shape.iter().cloned());
+            let literal = Literal::Ints(numbers?);
+            Some(p.add(Constant { ty, literal }.into(), &[]))
+        }
+        Op::LayerNorm(norm) if p.ty(*op.operands.first()?).dtype == DType::F64 => {
+            Some(layer_norm(p, norm, &op.operands))
+        }
+        kind => {
+            let narrow = p.ty(*op.operands.first()?).dtype;
+            let wide = computed_in(kind, narrow);
+            (wide != narrow).then(|| widened(p, op, narrow, wide))
+        }
+    }
+}
+
+/// The element type in which ONNX computes an op on `dtype`: another one where the operator is not
+/// defined on it.
+fn computed_in(kind: &Op, dtype: DType) -> DType {
+    use DType::*;
+    match (kind, dtype) {
+        (Op::Unary(Unary(UnaryKind::Sin | UnaryKind::Cos)), BF16) => F32,
+        (Op::Binary(Binary(BinaryKind::Pow)), I16 | I8 | U64 | U32 | U16 | U8) => I64,
+        (
+            Op::Reduce(Reduce {
+                kind: ReduceKind::Max,
+                ..
+            }),
+            I8 | U8,
+        ) => dtype,
+        (Op::Reduce(_) | Op::CumSum(_), I16 | I8 | U16 | U8) => I32,
+        _ => dtype,
+    }
+}
+
+/// The op on `wide` operands where they are `narrow`, and its results cast back.
+fn widened(p: &mut Patch<'_>, op: &OpData, narrow: DType, wide: DType) -> Lowered {
+    let mut operands = op.operands.clone();
+    for operand in &mut operands {
+        if p.ty(*operand).dtype == narrow {
+            *operand = p.cast(*operand, wide)?;
+        }
+    }
+    let mut results = p.add(op.kind.clone(), &operands)?;
+    for (result, old) in results.iter_mut().zip(&op.results) {
+        let to = p.ty(*old).dtype;
+        *result = p.cast(*result, to)?;
+    }
+    Ok(results)
+}
+
+/// Layer normalization of f64, whose statistics ONNX's operator would round to f32.
+fn layer_norm(p: &mut Patch<'_>, norm: &LayerNorm, ins: &[ValueId]) -> Lowered {
+    let axes = norm.axis..p.ty(ins[0]).rank();
+    let mean = p.reduce(ReduceKind::Mean, ins[0], axes.clone(), true)?;
+    let centred = p.minus(ins[0], mean)?;
+    let square = p.times(centred, centred)?;
+    let variance = p.reduce(ReduceKind::Mean, square, axes, true)?;
+    let eps = p.scalar_like(variance, norm.eps.0)?;
+    let sum = p.plus(variance, eps)?;
+    let root = p.unary(UnaryKind::Sqrt, sum)?;
+    let rstd = p.unary(UnaryKind::Reciprocal, root)?;
+    let normal = p.times(centred, rstd)?;
+    let mut y = p.times(normal, ins[1])?;
+    if let Some(bias) = ins.get(2) {
+        y = p.plus(y, *bias)?;
+    }
+    Ok([y, mean, rstd].into_iter().collect())
+}

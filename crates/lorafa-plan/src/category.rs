@@ -1,0 +1,160 @@
+//! Categories: what each byte of a step is for.
+
+use std::fmt;
+use std::ops::{Index, IndexMut};
+
+use lorafa_ir::ops::{Param, Role};
+use lorafa_ir::{Graph, OutputKind, Region, ValueId};
+use serde::ser::{Serialize, Serializer};
+
+use crate::liveness::LiveRange;
+use crate::storage::{StorageKind, Storages};
+
+/// What memory is used for, in the order of the report. Every byte belongs to one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Category {
+    /// Weights of the base model, trained or not, tables and constants.
+    FrozenWeights,
+    /// The matrices A and B of LoRA adapters.
+    Adapters,
+    /// Gradients of parameters: gradient outputs, and what the backward region makes for the update.
+    Gradients,
+    /// State of the optimizer.
+    OptimizerState,
+    /// What the forward region makes and the backward region reads.
+    SavedActivations,
+    /// Everything else that the step makes, its inputs, and what fragmentation costs.
+    Temporaries,
+    /// Private scratch of ops.
+    Workspace,
+    /// What the runtime takes outside the arena: CUDA context, cuBLAS workspace.
+    RuntimeReserve,
+}
+
+impl Category {
+    /// All of them, in order.
+    pub const ALL: [Category; 8] = [
+        Category::FrozenWeights,
+        Category::Adapters,
+        Category::Gradients,
+        Category::OptimizerState,
+        Category::SavedActivations,
+        Category::Temporaries,
+        Category::Workspace,
+        Category::RuntimeReserve,
+    ];
+
+    /// Its key in JSON.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Category::FrozenWeights => "frozen_weights",
+            Category::Adapters => "adapters",
+            Category::Gradients => "gradients",
+            Category::OptimizerState => "optimizer_state",
+            Category::SavedActivations => "saved_activations",
+            Category::Temporaries => "temporaries",
+            Category::Workspace => "workspace",
+            Category::RuntimeReserve => "runtime_reserve",
+        }
+    }
+}
+
+impl fmt::Display for Category {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// Bytes by category.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Breakdown([u64; Category::ALL.len()]);
+
+impl Breakdown {
+    /// Every category with its bytes, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (Category, u64)> {
+        Category::ALL.into_iter().zip(self.0)
+    }
+
+    /// The sum, in bytes.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.0.iter().sum()
+    }
+}
+
+impl Index<Category> for Breakdown {
+    type Output = u64;
+
+    fn index(&self, category: Category) -> &u64 {
+        &self.0[category as usize]
+    }
+}
+
+impl IndexMut<Category> for Breakdown {
+    fn index_mut(&mut self, category: Category) -> &mut u64 {
+        &mut self.0[category as usize]
+    }
+}
+
+impl Serialize for Breakdown {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.iter())
+    }
+}
+
+/// The category of every storage, by [`StorageId::index`](crate::StorageId::index).
+pub(crate) fn categories(
+    graph: &Graph,
+    storages: &Storages,
+    ranges: &[LiveRange],
+) -> Vec<Category> {
+    let mut adapters = vec![false; graph.value_bound()];
+    for adapter in graph.adapters() {
+        adapters[adapter.a.index()] = true;
+        adapters[adapter.b.index()] = true;
+    }
+    let mut gradients = vec![false; storages.as_slice().len()];
+    for output in graph.outputs() {
+        if matches!(output.kind, OutputKind::Gradient(_)) {
+            gradients[storages.of(output.value).index()] = true;
+        }
+    }
+    let category = |(index, range): (usize, &LiveRange)| {
+        let storage = &storages.as_slice()[index];
+        match storage.kind {
+            StorageKind::Constant => Category::FrozenWeights,
+            StorageKind::Parameter => {
+                persistent(graph.param(storage.root), adapters[storage.root.index()])
+            }
+            StorageKind::Transient => {
+                transient(gradients[index], region(graph, storage.root), range)
+            }
+        }
+    };
+    ranges.iter().enumerate().map(category).collect()
+}
+
+fn region(graph: &Graph, value: ValueId) -> Region {
+    graph.def(value).site.region
+}
+
+fn persistent(param: Option<&Param>, adapter: bool) -> Category {
+    match param {
+        Some(param) if param.role == Role::OptState => Category::OptimizerState,
+        Some(param) if param.role == Role::Input => Category::Temporaries,
+        Some(param) if adapter || param.name.contains(".lora_") => Category::Adapters,
+        _ => Category::FrozenWeights,
+    }
+}
+
+fn transient(gradient: bool, made_in: Region, range: &LiveRange) -> Category {
+    if gradient || made_in == Region::Backward && range.read_in_update {
+        Category::Gradients
+    } else if made_in == Region::Forward && range.read_in_backward {
+        Category::SavedActivations
+    } else {
+        Category::Temporaries
+    }
+}

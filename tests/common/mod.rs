@@ -1,0 +1,73 @@
+//! The example models, imported.
+
+use lorafa_ir::ops::Role;
+use lorafa_ir::{Bindings, Graph};
+use lorafa_onnx::file::ModelFile;
+use lorafa_onnx::import::import;
+use lorafa_passes::inject_lora::InjectOptions;
+use lorafa_passes::pass::{Method, Options};
+use std::path::{Path, PathBuf};
+
+/// An imported model.
+pub struct Model {
+    /// Its file's name without the extension.
+    pub name: String,
+    /// The graph as imported.
+    pub graph: Graph,
+}
+
+/// Every model of `examples/` and of the folder that `LORAFA_EXTRA_MODELS` names, by name.
+pub fn examples() -> Vec<Model> {
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+    let extra = std::env::var_os("LORAFA_EXTRA_MODELS").map(PathBuf::from);
+    let mut paths: Vec<PathBuf> = Vec::new();
+    for folder in std::iter::once(examples).chain(extra) {
+        let entries = std::fs::read_dir(folder).unwrap();
+        paths.extend(
+            entries
+                .map(|e| e.unwrap().path())
+                .filter(|p| p.extension().is_some_and(|e| e == "onnx")),
+        );
+    }
+    paths.sort();
+    paths.iter().map(|path| load(path)).collect()
+}
+
+fn load(path: &Path) -> Model {
+    let file = ModelFile::open(path).unwrap();
+    let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+    Model {
+        graph: import(&file).unwrap_or_else(|e| panic!("{name}: {e}")),
+        name,
+    }
+}
+
+/// Options for a method: batch 2, 8 positions, adapters of rank 4 where there are none.
+pub fn options(model: &Model, method: Method) -> Options {
+    let mut bindings = Bindings::new();
+    let inputs = model.graph.params().filter(|(_, p)| p.role == Role::Input);
+    for (_, param) in inputs {
+        for (axis, dim) in param.ty.shape.iter().enumerate() {
+            if let Some(symbol) = dim.as_symbol() {
+                bindings.insert(symbol.clone(), if axis == 0 { 2 } else { 8 });
+            }
+        }
+    }
+    let inject = InjectOptions {
+        rank: model
+            .graph
+            .params()
+            .all(|(_, p)| !p.name.contains("lora"))
+            .then_some(4),
+        ..InjectOptions::default()
+    };
+    Options {
+        method,
+        bindings,
+        dtype: None,
+        loss: None,
+        inject,
+        replace_adapters: false,
+        adamw: lorafa_ir::ops::AdamW::default(),
+    }
+}
