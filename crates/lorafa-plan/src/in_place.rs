@@ -11,18 +11,19 @@
 //! names if
 //!
 //! - nothing needs the operand's storage afterwards: it is transient, holds no output, and is last read here;
-//! - the operand fills its storage, in order and exactly to the byte, as the result will;
+//! - the operand fills its storage in order, and the result has as many elements of the same size: a row of `f32[6]`
+//!   has the bytes of a `bool[4,6]` that it broadcasts to, but is read again after they are written;
 //! - nothing else that the op reads lies there, or the op is elementwise and the other operand has the same layout, so
 //!   that each element is read before it is written.
 //!
 //! Other results of an op, and its scratch, have buffers of their own.
 
-use lorafa_ir::{Graph, Op, OpData};
+use lorafa_ir::{Graph, Op, OpData, ValueId};
 
 use crate::liveness::LiveRange;
 use crate::problem::BufferId;
 use crate::schedule::Schedule;
-use crate::storage::{StorageId, StorageKind, Storages};
+use crate::storage::{StorageId, Storages};
 
 /// What a buffer of the reusable part holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,7 +67,7 @@ pub(crate) fn buffers(
                 continue;
             }
             let taken = if slot == 0 {
-                takes_over(op, position, storage, storages, ranges, &of_storage)
+                takes_over(op, position, *result, storages, ranges, &of_storage)
             } else {
                 None
             };
@@ -100,32 +101,34 @@ pub(crate) fn buffers(
 fn takes_over(
     op: &OpData,
     position: u32,
-    result: StorageId,
+    result: ValueId,
     storages: &Storages,
     ranges: &[LiveRange],
     of_storage: &[Option<BufferId>],
 ) -> Option<BufferId> {
+    let result = storages.at(result);
     op.kind.in_place().iter().find_map(|&slot| {
         let alias = storages.at(*op.operands.get(slot)?);
         let storage = storages.get(alias.storage);
         let range = &ranges[alias.storage.index()];
-        let dies = storage.kind == StorageKind::Transient
-            && !range.output
-            && range.positions.end == position + 1;
+        let dies = !range.output && range.positions.end == position + 1;
         let elements: u64 = alias.layout.shape.iter().product();
         let fills = alias.layout.is_contiguous()
-            && alias.layout.offset == 0
             && elements * alias.dtype.size() == storage.bytes
-            && storage.bytes == storages.get(result).bytes;
+            && storage.bytes == storages.get(result.storage).bytes
+            && alias.dtype.size() == result.dtype.size();
         let alone = op.operands.iter().enumerate().all(|(other, value)| {
             let there = storages.at(*value);
             other == slot
                 || there.storage != alias.storage
                 || is_elementwise(&op.kind) && there.layout == alias.layout
         });
-        (dies && fills && alone)
-            .then(|| of_storage[alias.storage.index()])
-            .flatten()
+        if dies && fills && alone {
+            // None if the storage is persistent.
+            of_storage[alias.storage.index()]
+        } else {
+            None
+        }
     })
 }
 

@@ -141,6 +141,13 @@ fn refused_if_the_operand_is_broadcast() {
     );
     assert!(!p.share("v0", "v1"));
     assert!(p.share("v2", "v4"), "repeating once is not repeating");
+    // As many bytes, but six elements are compared with 24.
+    let p = planned(
+        "param %x : f32[4,6] input
+         v0 = reduce_sum %x {axes=[0]} : f32[6]
+         v1 = lt %x, v0 : bool[4,6]",
+    );
+    assert!(!p.share("v0", "v1"));
 }
 
 #[test]

@@ -65,17 +65,36 @@ fn freezing_a_shortens_the_life_of_x() {
     let (lora, lora_fa) = (adapted("trained"), adapted("frozen"));
     assert_eq!(
         range(&lora, "v0"),
-        "v20 > v0 [0,15) 2048 B @0x1400 temporaries > saved_activations"
+        "v20 > v0 [0,15) 2048 B @0x1800 temporaries > saved_activations"
     );
     assert_eq!(
         range(&lora_fa, "v0"),
-        "v20 > v0 [0,6) 2048 B @0x1400 temporaries"
+        "v20 > v0 [0,6) 2048 B @0x2a00 temporaries"
     );
 }
 
 #[test]
 fn a_plan_prints_one_line_a_buffer() {
-    assert_eq!(adapted("frozen").text(), "");
+    assert_eq!(
+        adapted("frozen").text(),
+        "arena 12800 B: 6144 B persistent, 6656 B reused, at least 6656 B at 5\n\
+         %x 2048 B @0x000 temporaries\n\
+         %w 256 B @0x800 frozen_weights\n\
+         %q_proj.lora_A.weight 64 B @0xa00 adapters\n\
+         %b 64 B @0xc00 adapters\n\
+         %b.m 64 B @0xe00 optimizer_state\n\
+         %b.v 64 B @0x1000 optimizer_state\n\
+         %step 8 B @0x1200 temporaries\n\
+         %lr 4 B @0x1400 temporaries\n\
+         v3 4 B @0x1600 frozen_weights\n\
+         v20 > v0 [0,6) 2048 B @0x2a00 temporaries\n\
+         v1 [2,12) 512 B @0x1800 saved_activations\n\
+         v2 > v4 [3,7) 2048 B @0x2200 temporaries\n\
+         v5 > v6 [5,8) 2048 B @0x1a00 temporaries\n\
+         v7 [7,14) 4 B @0x3000 temporaries\n\
+         v14 > v8 [8,12) 2048 B @0x2800 temporaries\n\
+         v16 [11,14) 64 B @0x2600 gradients\n"
+    );
 }
 
 #[test]

@@ -50,6 +50,26 @@ impl Known {
         self.values.iter().map(Dim::known).collect()
     }
 
+    /// The elements repeated to a shape that this one broadcasts to, row-major.
+    fn spread(&self, shape: &[usize]) -> impl Iterator<Item = &Dim> {
+        let new = shape.len() - self.shape.len();
+        let position = move |flat: usize| {
+            let (mut rest, mut at, mut stride) = (flat, 0, 1);
+            for (axis, size) in shape.iter().enumerate().rev() {
+                let index = rest % size;
+                rest /= size;
+                if axis >= new {
+                    let own = self.shape[axis - new];
+                    at += if own == 1 { 0 } else { index * stride };
+                    stride *= own;
+                }
+            }
+            at
+        };
+        let count = shape.iter().product();
+        (0..count).map(move |flat| &self.values[position(flat)])
+    }
+
     fn count(shape: &[usize]) -> Option<usize> {
         shape
             .iter()
@@ -100,20 +120,9 @@ pub(super) fn evaluate(node: &Node<'_>, ins: &[Option<Known>]) -> Result<Option<
                 values: x.values.clone(),
             })
         }
-        "Squeeze" | "Flatten" => {
-            let shape = if x.values.len() == 1 && node.op() == "Squeeze" {
-                Vec::new()
-            } else {
-                vec![x.values.len()]
-            };
-            Some(Known {
-                dtype: x.dtype,
-                shape,
-                values: x.values.clone(),
-            })
-        }
+        "Squeeze" => squeeze(node, x, ins)?,
         "Transpose" => transpose(node, x),
-        "ReduceProd" => {
+        "ReduceProd" if x.shape.len() == 1 => {
             let product = x.values.iter().fold(Dim::Known(1), |p, d| p.times(d));
             let keep = node.int("keepdims", 1) != 0;
             Some(Known {
@@ -174,6 +183,26 @@ pub(super) fn sorted(axes: &[i64], rank: usize) -> Result<Vec<usize>, Fail> {
     Ok(sorted)
 }
 
+/// The axes given, or else every axis of one.
+fn squeeze(node: &Node<'_>, x: &Known, ins: &[Option<Known>]) -> Result<Option<Known>, Fail> {
+    let rank = x.shape.len();
+    let given = node.ints("axes").is_some() || ins.len() > 1;
+    let gone = if given {
+        sorted(&axes(node, ins.get(1).and_then(Option::as_ref))?, rank)?
+    } else {
+        (0..rank).filter(|axis| x.shape[*axis] == 1).collect()
+    };
+    if gone.iter().any(|axis| x.shape[*axis] != 1) {
+        return Err("it squeezes an axis that is not one".into());
+    }
+    let kept = (0..rank).filter(|axis| !gone.contains(axis));
+    Ok(Some(Known {
+        dtype: x.dtype,
+        shape: kept.map(|axis| x.shape[axis]).collect(),
+        values: x.values.clone(),
+    }))
+}
+
 fn map(x: &Known, f: impl Fn(&Dim) -> Dim) -> Known {
     Known {
         dtype: x.dtype,
@@ -192,16 +221,10 @@ fn numeric(x: &Known, f: impl Fn(i64) -> i64) -> Option<Known> {
 }
 
 fn binary(op: &str, x: &Known, y: &Known) -> Option<Known> {
-    let (shape, n) = match (x.values.len(), y.values.len()) {
-        (a, b) if a == b && x.shape.len() >= y.shape.len() => (x.shape.clone(), a),
-        (a, b) if a == b => (y.shape.clone(), a),
-        (a, 1) => (x.shape.clone(), a),
-        (1, b) => (y.shape.clone(), b),
-        _ => return None,
-    };
-    let pick = |k: &Known, i: usize| k.values[if k.values.len() == 1 { 0 } else { i }].clone();
-    let values = (0..n)
-        .map(|i| apply(op, &pick(x, i), &pick(y, i)))
+    let shape = broadcast([x, y])?;
+    let values = x.spread(&shape).zip(y.spread(&shape));
+    let values = values
+        .map(|(a, b)| apply(op, a, b))
         .collect::<Option<_>>()?;
     let arithmetic = matches!(op, "Add" | "Sub" | "Mul" | "Div" | "Max" | "Min" | "Mod");
     let dtype = if arithmetic { x.dtype } else { DType::Bool };
@@ -210,6 +233,24 @@ fn binary(op: &str, x: &Known, y: &Known) -> Option<Known> {
         shape,
         values,
     })
+}
+
+/// The shape that tensors broadcast to, by NumPy's rule; `None` if they do not, or to too many
+/// elements.
+fn broadcast<const N: usize>(operands: [&Known; N]) -> Option<Vec<usize>> {
+    let rank = operands.iter().map(|k| k.shape.len()).max()?;
+    let mut shape = vec![1; rank];
+    for k in operands {
+        for (to, from) in shape[rank - k.shape.len()..].iter_mut().zip(&k.shape) {
+            match (*to, *from) {
+                (to, from) if to == from => {}
+                (1, from) => *to = from,
+                (_, 1) => {}
+                _ => return None,
+            }
+        }
+    }
+    Known::count(&shape).map(|_| shape)
 }
 
 fn apply(op: &str, a: &Dim, b: &Dim) -> Option<Dim> {
@@ -244,30 +285,15 @@ fn apply(op: &str, a: &Dim, b: &Dim) -> Option<Dim> {
 }
 
 fn select(condition: &Known, a: &Known, b: &Known) -> Option<Known> {
-    let n = condition
-        .values
-        .len()
-        .max(a.values.len())
-        .max(b.values.len());
-    let longest = [condition, a, b]
-        .into_iter()
-        .find(|k| k.values.len() == n)?;
-    let pick = |k: &Known, i: usize| match k.values.len() {
-        1 => Some(k.values[0].clone()),
-        len if len == n => Some(k.values[i].clone()),
-        _ => None,
-    };
-    let choose = |i: usize| {
-        if pick(condition, i)?.known()? != 0 {
-            pick(a, i)
-        } else {
-            pick(b, i)
-        }
-    };
-    let values = (0..n).map(choose).collect::<Option<_>>()?;
+    let shape = broadcast([condition, a, b])?;
+    let branches = a.spread(&shape).zip(b.spread(&shape));
+    let choices = condition.spread(&shape).zip(branches);
+    let choose =
+        |(c, (a, b)): (&Dim, (&Dim, &Dim))| Some(if c.known()? != 0 { a } else { b }.clone());
+    let values = choices.map(choose).collect::<Option<_>>()?;
     Some(Known {
         dtype: a.dtype,
-        shape: longest.shape.clone(),
+        shape,
         values,
     })
 }
@@ -428,4 +454,41 @@ fn constant_of_shape(node: &Node<'_>, x: &Known) -> Result<Option<Known>, Fail> 
         shape,
         values: vec![Dim::Known(*fill); n],
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn known(shape: &[usize], values: impl IntoIterator<Item = i64>) -> Known {
+        Known {
+            dtype: DType::I64,
+            shape: shape.to_vec(),
+            values: values.into_iter().map(Dim::Known).collect(),
+        }
+    }
+
+    #[test]
+    fn a_row_and_a_column_of_one_length_make_a_matrix() {
+        let (row, column) = (known(&[1, 3], 0..3), known(&[3, 1], 0..3));
+        let mask = binary("LessOrEqual", &row, &column).unwrap();
+        assert_eq!(mask.shape, [3, 3]);
+        assert_eq!(mask.numbers().unwrap(), [1, 0, 0, 1, 1, 0, 1, 1, 1]);
+    }
+
+    #[test]
+    fn shapes_broadcast_by_numpys_rule_or_not_at_all() {
+        let sum = |x: &Known, y: &Known| Some(binary("Add", x, y)?.numbers()?);
+        let row = known(&[2], [10, 20]);
+        assert_eq!(sum(&row, &known(&[], [1])), Some(vec![11, 21]));
+        assert_eq!(sum(&known(&[1], [1]), &row), Some(vec![11, 21]));
+        assert_eq!(sum(&known(&[2, 2], 0..4), &row), Some(vec![10, 21, 12, 23]));
+        assert_eq!(sum(&known(&[3], 0..3), &row), None);
+        let wide = known(&[1, 200], 0..200);
+        assert_eq!(
+            sum(&wide, &known(&[200, 1], 0..200)),
+            None,
+            "more than are tracked"
+        );
+    }
 }

@@ -1,0 +1,129 @@
+//! What is written means what the graph means.
+
+#[path = "export/case.rs"]
+mod case;
+#[path = "export/cases.rs"]
+mod cases;
+#[path = "../../lorafa-ir/tests/common/decompose.rs"]
+mod decompose;
+#[path = "export/errors.rs"]
+mod errors;
+#[path = "export/init.rs"]
+mod init;
+#[path = "../../lorafa-ir/tests/common/mnemonics.rs"]
+mod mnemonics;
+#[path = "export/models.rs"]
+mod models;
+#[path = "export/ops.rs"]
+mod ops;
+#[path = "../../lorafa-ir/tests/common/rng.rs"]
+mod rng;
+#[path = "export/shape.rs"]
+mod shape;
+#[path = "export/weights.rs"]
+mod weights;
+
+use lorafa_ir::interp::{Array, run};
+use lorafa_ir::ops::Data;
+use lorafa_ir::{Graph, ValueId};
+use lorafa_onnx::export::{ExportError, ExportOptions, export};
+use lorafa_onnx::external::ExternalStore;
+use lorafa_onnx::file::ModelFile;
+use lorafa_onnx::import::import;
+use lorafa_onnx::proto::{GraphProto, ModelProto, NodeProto};
+use prost::Message as _;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Values by the name of a parameter or output.
+type Values = BTreeMap<String, Array>;
+
+/// Exports a graph whose weights are not in other files.
+fn try_write(graph: &Graph) -> Result<ModelProto, ExportError> {
+    let store = ExternalStore::new(Path::new("."));
+    export(
+        graph,
+        &ExportOptions {
+            store: &store,
+            embed_weights: false,
+        },
+    )
+}
+
+#[track_caller]
+fn write(graph: &Graph) -> ModelProto {
+    try_write(graph).unwrap_or_else(|e| panic!("{e}\n{graph}"))
+}
+
+#[track_caller]
+fn parse(text: &str) -> Graph {
+    let graph = lorafa_ir::text::parse(text).unwrap_or_else(|e| panic!("{e}\n{text}"));
+    graph.verify().unwrap_or_else(|e| panic!("{e}"));
+    graph
+}
+
+/// Writes the model to a file and imports that.
+#[track_caller]
+fn read_back(model: &ModelProto) -> Graph {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.onnx");
+    std::fs::write(&path, model.encode_to_vec()).unwrap();
+    let file = ModelFile::open(&path).unwrap_or_else(|e| panic!("{e}"));
+    let graph = import(&file).unwrap_or_else(|e| panic!("{e}"));
+    graph.verify().unwrap_or_else(|e| panic!("{e}\n{graph}"));
+    graph
+}
+
+fn graph_of(model: &ModelProto) -> &GraphProto {
+    model.graph.as_ref().unwrap()
+}
+
+/// The nodes of an operator.
+fn nodes<'m>(model: &'m ModelProto, op: &str) -> Vec<&'m NodeProto> {
+    let nodes = graph_of(model).node.iter();
+    nodes.filter(|n| n.op_type() == op).collect()
+}
+
+/// Runs a graph on values for its runtime parameters; gives its outputs.
+#[track_caller]
+fn evaluate(mut graph: Graph, values: &Values) -> Values {
+    decompose::decompose(&mut graph);
+    let params: BTreeMap<ValueId, Array> = graph
+        .params()
+        .map(|(value, param)| {
+            let array = match &param.stored.data {
+                Data::Inline(bytes) => {
+                    let data = lorafa_onnx::dtype::decode(param.ty.dtype, bytes);
+                    Array::new(&param.ty, data).unwrap()
+                }
+                _ => values[&*param.name].clone(),
+            };
+            (value, array)
+        })
+        .collect();
+    let results = run(&graph, &params).unwrap_or_else(|e| panic!("{e}\n{graph}"));
+    let outputs = graph.outputs().iter();
+    outputs
+        .map(|o| (o.name.to_string(), results[&o.value].clone()))
+        .collect()
+}
+
+/// Compares outputs element by element, relative to the larger of the two and one.
+#[track_caller]
+fn same(found: &Values, expected: &Values, tolerance: f64, label: &str) {
+    assert_eq!(
+        found.keys().collect::<Vec<_>>(),
+        expected.keys().collect::<Vec<_>>(),
+        "{label}"
+    );
+    for (name, a) in found {
+        let b = &expected[name];
+        assert_eq!((a.dtype, &a.shape), (b.dtype, &b.shape), "{label}: {name}");
+        for (i, (x, y)) in a.data.iter().zip(&b.data).enumerate() {
+            let near = x == y
+                || x.is_nan() && y.is_nan()
+                || (x - y).abs() <= tolerance * x.abs().max(y.abs()).max(1.0);
+            assert!(near, "{label}: {name}[{i}] is {x}, expected {y}");
+        }
+    }
+}
