@@ -145,6 +145,28 @@ def use_reference_adapters(report, model, reference):
             report.fail(f"initializer {name} is not zero")
 
 
+def with_injected_adapters(model, plain, scale, conv1d):
+    """PyTorch's answer for a plain model with adapters whose B is zero, from its answer without them.
+
+    The forward pass is the same, so y = x·Wᵀ + scale·x·Aᵀ·Bᵀ has dB = scale·dW·Aᵀ and dA = 0. A is the model's own.
+    """
+    answer = {k: v for k, v in plain.items() if not k.startswith("grad::")}
+    for tensor in model.graph.initializer:
+        found = re.fullmatch(r"base_model\.model\.(.*)\.lora_([AB])\.default\.weight", tensor.name)
+        if not found:
+            head = re.fullmatch(r"base_model\.model\.(.*)modules_to_save\.default\.(.*)", tensor.name)
+            if head:
+                answer[f"grad::{tensor.name}"] = plain["grad::" + head[1] + head[2]]
+            continue
+        value = numpy_helper.to_array(tensor)
+        if found[2] == "A":
+            dw = plain[f"grad::{found[1]}.weight"]
+            dw = dw.T if conv1d else dw     # Conv1D keeps [in, out]
+            answer[f"grad::{tensor.name}"] = np.zeros_like(value)
+            answer[f"grad::{tensor.name}".replace("lora_A", "lora_B")] = scale * dw @ value.T
+    return answer
+
+
 def adamw(p, g, m, v, step, lr, decay, beta1=0.9, beta2=0.999, eps=1e-8):
     """torch.optim.AdamW's update, in fp64."""
     p = p * (1 - lr * decay)

@@ -25,7 +25,8 @@ mod weights;
 
 use lorafa_ir::interp::{Array, run};
 use lorafa_ir::ops::Data;
-use lorafa_ir::{Graph, ValueId};
+use lorafa_ir::text::OpDisplay;
+use lorafa_ir::{Bindings, Graph, Op, ValueId};
 use lorafa_onnx::export::{ExportError, ExportOptions, export};
 use lorafa_onnx::external::ExternalStore;
 use lorafa_onnx::file::ModelFile;
@@ -84,9 +85,28 @@ fn nodes<'m>(model: &'m ModelProto, op: &str) -> Vec<&'m NodeProto> {
     nodes.filter(|n| n.op_type() == op).collect()
 }
 
+/// Puts numbers in for symbols.
+#[track_caller]
+fn bind(graph: &mut Graph, bindings: &Bindings) {
+    for id in graph.order() {
+        let op = graph.op(id).clone();
+        let kind = op.kind.bind(bindings);
+        let kind = kind.unwrap_or_else(|| panic!("{}", OpDisplay(graph, id)));
+        let mut patch = graph.patch("bind");
+        match kind {
+            Op::Param(bound) => patch.update_param(op.results[0], |p| *p = *bound),
+            kind => {
+                patch.set_kind(id, kind);
+                patch.reinfer(id).unwrap_or_else(|e| panic!("{e}"));
+            }
+        }
+    }
+}
+
 /// Runs a graph on values for its runtime parameters; gives its outputs.
 #[track_caller]
 fn evaluate(mut graph: Graph, values: &Values) -> Values {
+    bind(&mut graph, &Bindings::new());
     decompose::decompose(&mut graph);
     let params: BTreeMap<ValueId, Array> = graph
         .params()

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::category::{Breakdown, Category};
 use crate::plan::Plan;
-use crate::problem::ALIGN;
+use crate::problem::{ALIGN, MAX_TOTAL};
 use crate::storage::{StorageId, StorageKind};
 
 /// The memory of one training method. All sizes are in bytes.
@@ -47,7 +47,7 @@ pub struct SavedActivation {
     pub module: Arc<str>,
     /// The mnemonic of that op.
     pub kind: &'static str,
-    /// Size in bytes, rounded to [`ALIGN`](crate::ALIGN).
+    /// Size in bytes, rounded to [`ALIGN`].
     pub bytes: u64,
     /// The backward ops that read it, in schedule order, each once.
     ///
@@ -76,9 +76,10 @@ impl Reader {
 impl Plan {
     /// Reports the peak of `graph`, which must be the graph that was planned.
     ///
-    /// `runtime_reserve` is what the runtime takes outside the arena, in bytes.
+    /// `runtime_reserve` is what the runtime takes outside the arena, in bytes; more than [`MAX_TOTAL`] counts as that.
     #[must_use]
     pub fn report(&self, graph: &Graph, runtime_reserve: u64) -> MethodReport {
+        let runtime_reserve = runtime_reserve.min(MAX_TOTAL);
         let peak = self.lower_bound().position;
         let mut breakdown = Breakdown::default();
         for (id, storage) in self.storages().iter() {

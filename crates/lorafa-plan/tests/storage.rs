@@ -2,8 +2,10 @@
 
 mod common;
 
+use std::path::{Path, PathBuf};
+
 use common::{graph, planned};
-use lorafa_plan::{Category, PlanError, StorageKind, plan};
+use lorafa_plan::{Category, PlanDisplay, PlanError, StorageKind, plan};
 
 #[test]
 fn views_alias_their_source() {
@@ -168,4 +170,56 @@ fn an_empty_graph_has_an_empty_plan() {
     let p = planned("");
     assert_eq!(p.plan.arena_bytes(), 0);
     assert_eq!(p.plan.report(&p.graph, 7).peak_bytes, 7);
+}
+
+/// Every fixture of the project, whatever it is for.
+fn fixtures(folder: &Path, found: &mut Vec<PathBuf>) {
+    let entries = std::fs::read_dir(folder).expect("the fixtures are there");
+    let mut paths: Vec<PathBuf> = entries
+        .map(|entry| entry.expect("readable").path())
+        .collect();
+    paths.sort();
+    for path in paths {
+        if path.is_dir() {
+            fixtures(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "lir") {
+            found.push(path);
+        }
+    }
+}
+
+#[test]
+fn every_graph_that_verifies_has_a_plan_or_an_error() {
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures");
+    let mut paths = Vec::new();
+    fixtures(Path::new(root), &mut paths);
+    let (mut plans, mut errors) = (0, 0);
+    for path in paths {
+        let text = std::fs::read_to_string(&path).expect("a fixture is text");
+        let Ok(graph) = lorafa_ir::text::parse(&text) else {
+            continue;
+        };
+        if graph.verify().is_err() {
+            continue;
+        }
+        match plan(&graph) {
+            Ok(plan) => {
+                plans += 1;
+                let report = plan.report(&graph, 1);
+                assert_eq!(report.breakdown.total(), report.peak_bytes, "{path:?}");
+                assert!(!PlanDisplay(&graph, &plan).to_string().is_empty());
+            }
+            Err(error) => {
+                errors += 1;
+                assert!(
+                    matches!(
+                        error,
+                        PlanError::Symbolic { .. } | PlanError::ReadAfterUpdate { .. }
+                    ),
+                    "{path:?}: {error}"
+                );
+            }
+        }
+    }
+    assert!(plans > 5 && errors > 0, "{plans} plans, {errors} errors");
 }

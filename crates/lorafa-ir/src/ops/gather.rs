@@ -120,6 +120,7 @@ impl Operator for GatherGrad {
     fn infer(&self, operands: &[&TensorType]) -> Result<Types, TypeError> {
         let (indices, dy) = (operands[0], operands[1]);
         index(indices)?;
+        super::number(dy)?;
         let rows = indices.shape.iter().chain(self.shape.iter().skip(1));
         if self.shape.is_empty() || !line_up(&dy.shape, rows) {
             return Err(TypeError(format!("{indices} and {dy} do not line up")));

@@ -176,8 +176,9 @@ impl Operator for LayerNormGrad {
         Some((*self).into())
     }
 
+    /// Kernels read `dy` and `x` again for the gradients of scale and bias, after `dx` is written.
     fn in_place(&self) -> &'static [usize] {
-        &[0, 1]
+        if self.weights { &[] } else { &[0, 1] }
     }
 
     fn flops(&self, operands: &[&TensorType], _: &[&TensorType]) -> u64 {
