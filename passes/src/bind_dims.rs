@@ -72,7 +72,7 @@ fn bind(graph: &mut Graph, id: OpId, cx: &PassCx) -> Result<bool, PassError> {
         return Err(impossible(
             graph,
             id,
-            "a dimension would be negative or undefined",
+            "a dimension would be negative, undefined or too large",
             cx,
         ));
     };

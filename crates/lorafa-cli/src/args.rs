@@ -114,7 +114,12 @@ pub struct TrainingArgs {
     pub loss: Option<LossArg>,
 
     /// Decoupled weight decay of AdamW.
-    #[arg(long, value_name = "X", default_value_t = 0.0)]
+    #[arg(
+        long,
+        value_name = "X",
+        default_value_t = 0.0,
+        allow_negative_numbers = true
+    )]
     pub weight_decay: f64,
 
     /// Number of sequences, for a symbolic dimension [default: 1].

@@ -33,7 +33,7 @@ use lorafa_onnx::file::ModelFile;
 use lorafa_onnx::import::import;
 use lorafa_onnx::proto::{GraphProto, ModelProto, NodeProto};
 use prost::Message as _;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// Values by the name of a parameter or output.
@@ -51,9 +51,40 @@ fn try_write(graph: &Graph) -> Result<ModelProto, ExportError> {
     )
 }
 
+/// Exports a graph that can be, and checks that names are unique and defined before they are read.
 #[track_caller]
 fn write(graph: &Graph) -> ModelProto {
-    try_write(graph).unwrap_or_else(|e| panic!("{e}\n{graph}"))
+    let model = try_write(graph).unwrap_or_else(|e| panic!("{e}\n{graph}"));
+    well_formed(&model);
+    model
+}
+
+#[track_caller]
+fn well_formed(model: &ModelProto) {
+    let graph = graph_of(model);
+    let mut defined = BTreeSet::new();
+    let sources = graph.input.iter().map(|i| i.name());
+    for name in sources.chain(graph.initializer.iter().map(|t| t.name())) {
+        assert!(defined.insert(name), "{name} is defined twice");
+    }
+    let mut nodes = BTreeSet::new();
+    for node in &graph.node {
+        assert!(nodes.insert(node.name()), "two nodes are {}", node.name());
+        for name in node.input.iter().filter(|n| !n.is_empty()) {
+            assert!(defined.contains(name.as_str()), "{name} is not defined");
+        }
+        for name in node.output.iter().filter(|n| !n.is_empty()) {
+            assert!(defined.insert(name), "{name} is defined twice");
+        }
+    }
+    for output in &graph.output {
+        let name = output.name();
+        assert!(defined.contains(name), "output {name} is not defined");
+    }
+    for info in &graph.value_info {
+        let name = info.name();
+        assert!(defined.contains(name), "{name} is described, not defined");
+    }
 }
 
 #[track_caller]

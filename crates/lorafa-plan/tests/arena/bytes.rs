@@ -1,6 +1,14 @@
 //! Elements as bytes.
 
 use lorafa_ir::DType;
+use lorafa_ir::interp::Array;
+
+/// Rounds every element to the array's type.
+pub fn round(array: &mut Array) {
+    for x in &mut array.data {
+        *x = decode(array.dtype, &encode(array.dtype, *x));
+    }
+}
 
 /// The little-endian bytes of the element nearest to `x`.
 pub fn encode(dtype: DType, x: f64) -> Vec<u8> {

@@ -4,7 +4,7 @@ use lorafa_ir::interp::{self, Array, EvalError};
 use lorafa_ir::ops::{Param, Role};
 use lorafa_ir::{Graph, Op, TensorType};
 
-use super::bytes::{decode, encode};
+use super::bytes::round;
 
 /// What an op makes of its operands: its own semantics, or those of what it decomposes into.
 pub fn eval(
@@ -20,9 +20,8 @@ pub fn eval(
             .or_else(|_| decomposed(kind, operands)),
     }?;
     for (array, ty) in results.iter_mut().zip(types) {
-        for x in &mut array.data {
-            *x = decode(ty.dtype, &encode(ty.dtype, *x));
-        }
+        array.dtype = ty.dtype;
+        round(array);
     }
     Ok(results)
 }

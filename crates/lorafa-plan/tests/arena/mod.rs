@@ -32,6 +32,9 @@ pub struct Met {
 /// Runs a graph with memory for everything.
 pub fn run(graph: &Graph, params: &Values) -> Result<Values, EvalError> {
     let mut values = params.clone();
+    for array in values.values_mut() {
+        bytes::round(array);
+    }
     for id in graph.order() {
         let op = graph.op(id);
         if matches!(op.kind, Op::Param(_)) {

@@ -47,8 +47,9 @@ pub(super) fn write(w: &mut Writer<'_>, op: &OpData) -> Result<(), ExportError> 
         Op::LayerNorm(norm) => norm::layer_norm(w, op, norm),
         Op::CrossEntropy(loss) => norm::cross_entropy(w, op, *loss),
         Op::Onnx(node) => opaque::opaque(w, op, node),
-        Op::DimValue(_)
-        | Op::ActivationGrad(_)
+        // Became a constant if it has no symbol.
+        Op::DimValue(dims) => shape::numbers(w, op, &dims.values).map(drop),
+        Op::ActivationGrad(_)
         | Op::SoftmaxGrad(_)
         | Op::LayerNormGrad(_)
         | Op::CrossEntropyGrad(_)

@@ -1,0 +1,295 @@
+//! What cannot be done ends with exit status 2, one message, and nothing written.
+
+mod common;
+
+use common::{Job, copy_example, example, onnx};
+use lorafa_onnx::proto::tensor_proto::{DataLocation, DataType};
+use lorafa_onnx::proto::{ModelProto, NodeProto, StringStringEntryProto, TensorProto};
+use std::fs;
+
+const LLAMA: &str = "llama-tiny-lora-r4-dynamo-noopt-sdpa-fp32-eval-loss-dyn.onnx";
+const PLAIN: &str = "llama-tiny-plain-dynamo-noopt-sdpa-fp32-eval-logits-dyn.onnx";
+const STATIC: &str = "llama-tiny-plain-dynamo-opt-sdpa-fp32-eval-logits-static.onnx";
+const SIZES: [&str; 4] = ["--batch", "2", "--seq", "8"];
+
+/// Runs the main job on a file with this content and expects it to be refused.
+#[track_caller]
+fn refuses(content: &[u8], message: &str) {
+    let job = Job::new();
+    fs::write(job.path("model.onnx"), content).unwrap();
+    job.refused(
+        &["model.onnx", "--rank", "4", "--batch", "2", "--seq", "8"],
+        &[message],
+    );
+}
+
+/// As [`refuses`], for a real model that was changed.
+#[track_caller]
+fn refuses_changed(name: &str, message: &[&str], change: impl FnOnce(&mut ModelProto)) {
+    let job = Job::new();
+    let mut model = onnx::decode(&example(name));
+    change(&mut model);
+    fs::write(job.path("model.onnx"), onnx::encode(&model)).unwrap();
+    job.refused(
+        &["model.onnx", "--rank", "4", "--batch", "2", "--seq", "8"],
+        message,
+    );
+}
+
+fn graph(model: &mut ModelProto) -> &mut lorafa_onnx::proto::GraphProto {
+    model.graph.as_mut().unwrap()
+}
+
+fn node<'m>(model: &'m mut ModelProto, op: &str) -> &'m mut NodeProto {
+    let nodes = &mut graph(model).node;
+    nodes.iter_mut().find(|n| n.op_type() == op).unwrap()
+}
+
+fn weight<'m>(model: &'m mut ModelProto, name: &str) -> &'m mut TensorProto {
+    let weights = &mut graph(model).initializer;
+    weights
+        .iter_mut()
+        .find(|t| t.name().ends_with(name))
+        .unwrap()
+}
+
+/// Moves a weight to a file.
+fn make_external(tensor: &mut TensorProto, location: &str, offset: u64) {
+    let entry = |key: &str, value: String| StringStringEntryProto {
+        key: Some(key.into()),
+        value: Some(value),
+    };
+    tensor.raw_data = None;
+    tensor.data_location = Some(DataLocation::External as i32);
+    tensor.external_data = vec![
+        entry("location", location.into()),
+        entry("offset", offset.to_string()),
+    ];
+}
+
+#[test]
+fn files_that_are_no_models() {
+    refuses(b"", "empty");
+    refuses(b"{\"not\": \"a protobuf\"}", "not an ONNX model");
+    refuses(&[0xff; 4096], "not an ONNX model");
+    // A hundred thousand messages inside each other.
+    let mut nested = Vec::new();
+    for _ in 0..100_000 {
+        nested.extend_from_slice(&[0x3a, 0xff, 0xff, 0x03]);
+    }
+    refuses(&nested, "model.onnx");
+    Job::new().refused(&["missing.onnx", "--rank", "4"], &["missing.onnx"]);
+    Job::new().refused(&[".", "--rank", "4"], &["folder"]);
+}
+
+#[test]
+fn a_model_truncated_anywhere() {
+    let whole = example(LLAMA);
+    for length in (0..whole.len()).step_by(1000) {
+        refuses(&whole[..length], "model.onnx");
+    }
+}
+
+#[test]
+fn versions_that_are_not_known_yet() {
+    refuses_changed(LLAMA, &["ir_version", "99"], |m| m.ir_version = Some(99));
+    refuses_changed(LLAMA, &["opset", "99"], |m| {
+        m.opset_import[0].version = Some(99);
+    });
+}
+
+#[test]
+fn an_operator_that_is_not_supported_is_named_with_its_place() {
+    let rename = |m: &mut ModelProto| {
+        let node = node(m, "Sigmoid");
+        node.op_type = Some("Quux".into());
+        node.domain = Some("com.example".into());
+        graph(m).value_info.clear();
+    };
+    let place = [
+        "com.example::Quux",
+        "opset",
+        "model.layers.0.mlp.act_fn",
+        "not supported",
+    ];
+    refuses_changed(LLAMA, &place, rename);
+}
+
+#[test]
+fn an_operator_without_a_gradient_is_named_with_its_place() {
+    let rename = |m: &mut ModelProto| {
+        let node = node(m, "Sigmoid");
+        node.op_type = Some("Quux".into());
+        node.domain = Some("com.example".into());
+        let name = node.output[0].clone();
+        let gate = graph(m)
+            .value_info
+            .iter()
+            .find(|v| v.name() == "add_374")
+            .cloned();
+        let mut info = gate.unwrap();
+        info.name = Some(name);
+        graph(m).value_info.push(info);
+    };
+    let place = ["Quux", "opset", "model.layers.0.mlp.act_fn", "no gradient"];
+    refuses_changed(LLAMA, &place, rename);
+}
+
+#[test]
+fn graphs_that_do_not_hang_together() {
+    refuses_changed(LLAMA, &["cycle"], |m| {
+        let nodes = &mut graph(m).node;
+        let last = nodes.last().unwrap().output[0].clone();
+        let matmul = nodes.iter_mut().find(|n| n.op_type() == "MatMul").unwrap();
+        matmul.input[0] = last;
+    });
+    refuses_changed(LLAMA, &["`nowhere`", "not defined", "MatMul"], |m| {
+        node(m, "MatMul").input[0] = "nowhere".into();
+    });
+    refuses_changed(LLAMA, &["defined twice"], |m| {
+        let name = graph(m).node[0].output[0].clone();
+        graph(m).node[1].output[0] = name;
+    });
+    refuses_changed(LLAMA, &["defined twice"], |m| {
+        let copy = graph(m).initializer[0].clone();
+        graph(m).initializer.push(copy);
+    });
+    refuses_changed(LLAMA, &["no output"], |m| graph(m).output.clear());
+}
+
+#[test]
+fn weights_of_a_type_that_cannot_train() {
+    refuses_changed(LLAMA, &["q_proj", "FLOAT8E4M3FN"], |m| {
+        let tensor = weight(m, "layers.0.self_attn.q_proj.base_layer.weight");
+        tensor.data_type = Some(DataType::Float8e4m3fn as i32);
+    });
+    let job = Job::new();
+    copy_example(&job, PLAIN, "model.onnx");
+    job.refused(
+        &["model.onnx", "--rank", "4", "--dtype", "int8"],
+        &["cannot train in int8"],
+    );
+}
+
+#[test]
+fn external_data_is_read_only_where_values_are_needed() {
+    let name = "layers.0.self_attn.q_proj.base_layer.weight";
+    let job = Job::new();
+    let mut model = onnx::decode(&example(LLAMA));
+    make_external(weight(&mut model, name), "weights.bin", 0);
+    fs::write(job.path("model.onnx"), onnx::encode(&model)).unwrap();
+    let args = ["model.onnx", "--rank", "4", "--batch", "2", "--seq", "8"];
+    job.done(&args);
+    let written = onnx::decode(&fs::read(job.path("model.lorafa.onnx")).unwrap());
+    let kept = written.graph.unwrap().initializer;
+    let kept = kept.iter().find(|t| t.name().ends_with(name)).unwrap();
+    assert_eq!(kept.external_data[0].value(), "weights.bin");
+
+    fs::remove_file(job.path("model.lorafa.onnx")).unwrap();
+    job.refused(
+        &[&args[..], &["--embed-weights"]].concat(),
+        &["weights.bin", name],
+    );
+    fs::write(job.path("weights.bin"), [0u8; 16]).unwrap();
+    job.refused(
+        &[&args[..], &["--embed-weights"]].concat(),
+        &["weights.bin", "16"],
+    );
+    job.refused(
+        &[&args[..], &["-o", "elsewhere/out.onnx"]].concat(),
+        &["--embed-weights"],
+    );
+}
+
+#[test]
+fn external_data_outside_the_models_folder() {
+    for location in ["../weights.bin", "/etc/passwd", "a/../../b"] {
+        refuses_changed(LLAMA, &[location], |m| {
+            make_external(weight(m, "q_proj.base_layer.weight"), location, 0);
+        });
+    }
+    refuses_changed(LLAMA, &["weights.bin"], |m| {
+        make_external(
+            weight(m, "q_proj.base_layer.weight"),
+            "weights.bin",
+            u64::MAX,
+        );
+    });
+}
+
+#[test]
+fn dimensions_that_contradict() {
+    let job = Job::new();
+    copy_example(&job, STATIC, "static.onnx");
+    let args = ["static.onnx", "--rank", "4"];
+    let remedy = ["--batch 4", "batch 2 fixed", "dynamic_shapes"];
+    job.refused(&[&args[..], &["--batch", "4"]].concat(), &remedy);
+    job.refused(
+        &[&args[..], &["--dim", "batch=4"]].concat(),
+        &["no dimension of that name"],
+    );
+    copy_example(&job, LLAMA, "dynamic.onnx");
+    let args = ["dynamic.onnx", "--rank", "4"];
+    job.refused(
+        &[&args[..], &["--dim", "bach=4"]].concat(),
+        &["bach", "batch, seq"],
+    );
+    job.refused(&[&args[..], &["--batch", "0"]].concat(), &["--batch"]);
+    job.refused(
+        &[&args[..], &["--dim", "seq=3", "--dim", "seq=4"]].concat(),
+        &["3 and 4"],
+    );
+    job.refused(
+        &[&args[..], &["--batch", "2147483648", "--seq", "2147483648"]].concat(),
+        &["elements"],
+    );
+}
+
+#[test]
+fn ranks_and_targets_that_do_not_fit_the_model() {
+    let job = Job::new();
+    copy_example(&job, LLAMA, "lora.onnx");
+    let both = ["rank 4", "not 64", "--rank 4", "--replace-adapters"];
+    job.refused(
+        &[&["lora.onnx", "--rank", "64"], &SIZES[..]].concat(),
+        &both,
+    );
+    copy_example(&job, PLAIN, "plain.onnx");
+    let plain = |flags: &[&'static str]| [&["plain.onnx"], &SIZES[..], flags].concat();
+    job.refused(&plain(&[]), &["no adapters", "--rank"]);
+    job.refused(
+        &plain(&["--rank", "4", "--targets", "nothing"]),
+        &["--targets", "q_proj"],
+    );
+    job.refused(
+        &plain(&["--rank", "4", "--targets", "(q"]),
+        &["--targets", "regular expression"],
+    );
+    job.refused(
+        &plain(&["--rank", "4", "--loss", "seq-cls"]),
+        &["--loss seq-cls", "rank 2"],
+    );
+    job.refused(
+        &plain(&["--rank", "4", "--weight-decay", "-1"]),
+        &["weight-decay"],
+    );
+}
+
+#[test]
+fn output_that_cannot_be_written() {
+    let job = Job::new();
+    copy_example(&job, LLAMA, "model.onnx");
+    let to = |flags: &[&'static str]| [&["model.onnx", "--rank", "4"], &SIZES[..], flags].concat();
+    job.refused(&to(&["-o", "no/such/folder/out.onnx"]), &["no folder"]);
+    job.refused(&to(&["-o", "."]), &["folder"]);
+    // The model could be written, the JSON not: neither is.
+    job.refused(
+        &to(&["-o", "out.onnx", "--json", "no/such/folder/out.json"]),
+        &["no folder"],
+    );
+    fs::create_dir(job.path("taken.lorafa.onnx")).unwrap();
+    job.refused(
+        &to(&["-o", "taken.lorafa.onnx"]),
+        &["taken.lorafa.onnx", "folder"],
+    );
+}

@@ -1,0 +1,242 @@
+//! The main job: what it prints and writes.
+
+mod common;
+
+use common::{Job, copy_example, onnx};
+use serde_json::Value;
+use std::fs;
+
+const LLAMA: &str = "llama-tiny-lora-r4-dynamo-noopt-sdpa-fp32-eval-loss-dyn.onnx";
+const PLAIN: &str = "llama-tiny-plain-dynamo-noopt-sdpa-fp32-eval-logits-dyn.onnx";
+const T5: &str = "t5-tiny-lora-r4-dynamo-noopt-sdpa-fp32-eval-loss-dyn.onnx";
+const METHODS: [&str; 3] = ["full", "lora", "lora-fa"];
+
+fn json(job: &Job, args: &[&str]) -> Value {
+    let text = job.done(&[args, &["--no-write", "--json", "-"]].concat());
+    serde_json::from_str(&text).unwrap()
+}
+
+fn sum<'a>(values: impl IntoIterator<Item = &'a Value>) -> u64 {
+    values.into_iter().map(|v| v.as_u64().unwrap()).sum()
+}
+
+#[test]
+fn the_same_command_gives_the_same_bytes() {
+    let runs = [Job::new(), Job::new()].map(|job| {
+        copy_example(&job, PLAIN, "model.onnx");
+        let args = [
+            "model.onnx",
+            "--rank",
+            "4",
+            "--dtype",
+            "bf16",
+            "--json",
+            "plan.json",
+        ];
+        let text = job.done(&args);
+        let read = |name| fs::read(job.path(name)).unwrap();
+        (text, read("model.lorafa.onnx"), read("plan.json"))
+    });
+    assert!(runs[0] == runs[1]);
+}
+
+#[test]
+fn every_byte_of_the_json_report_is_accounted_for() {
+    let job = Job::new();
+    copy_example(&job, LLAMA, "model.onnx");
+    let flags = [
+        "model.onnx",
+        "--batch",
+        "2",
+        "--seq",
+        "8",
+        "--reserve",
+        "1KiB",
+    ];
+    let report = json(&job, &flags);
+    assert_eq!(report["model"], "model.onnx");
+    assert_eq!(report["dtype"], "f32");
+    assert_eq!(report["dims"], serde_json::json!({"batch": 2, "seq": 8}));
+    for method in METHODS {
+        let m = &report["methods"][method];
+        let breakdown = m["breakdown"].as_object().unwrap();
+        assert_eq!(breakdown.len(), 8);
+        assert_eq!(
+            sum(breakdown.values()),
+            m["peak_bytes"].as_u64().unwrap(),
+            "{method}"
+        );
+        let saved = m["saved"].as_array().unwrap().iter().map(|s| &s["bytes"]);
+        assert_eq!(
+            sum(saved),
+            m["breakdown"]["saved_activations"].as_u64().unwrap(),
+            "{method}"
+        );
+        assert_eq!(breakdown["runtime_reserve"], 1024);
+        assert_eq!(
+            sum([&m["arena_bytes"], &breakdown["runtime_reserve"]]),
+            sum([&m["peak_bytes"]])
+        );
+        assert!(m["lower_bound_bytes"].as_u64() <= m["peak_bytes"].as_u64());
+    }
+    let peak = |method: &str| report["methods"][method]["peak_bytes"].as_u64().unwrap();
+    assert!(peak("full") > peak("lora") && peak("lora") > peak("lora-fa"));
+    let certificate = &report["certificate"];
+    assert_eq!(
+        (&certificate["adapters"], &certificate["released"]),
+        (&14.into(), &14.into())
+    );
+}
+
+#[test]
+fn trained_parameters_are_counted_by_method() {
+    let job = Job::new();
+    copy_example(&job, LLAMA, "model.onnx");
+    let report = json(&job, &["model.onnx", "--batch", "2", "--seq", "8"]);
+    let trained = |method: &str| {
+        report["methods"][method]["trainable_params"]
+            .as_u64()
+            .unwrap()
+    };
+    // Hidden 32, feed-forward 88, rank 4, two layers of four attention and three MLP projections.
+    let (a, b) = (2 * 4 * (6 * 32 + 88), 2 * 4 * (5 * 32 + 2 * 88));
+    assert_eq!((trained("lora-fa"), trained("lora")), (b, a + b));
+    let base = 2 * (4 * 32 * 32 + 3 * 32 * 88 + 2 * 32) + 2 * 64 * 32 + 32;
+    assert_eq!(trained("full"), base + a + b);
+}
+
+#[test]
+fn the_certificate_names_what_keeps_an_input() {
+    let job = Job::new();
+    copy_example(&job, T5, "t5.onnx");
+    let text = job.done(&["t5.onnx", "--batch", "2", "--seq", "8", "--no-write"]);
+    assert!(text.contains("28 of 32 adapters release x"), "{text}");
+    assert!(
+        text.contains("DenseReluDense.wo: kept by relu in"),
+        "{text}"
+    );
+    assert!(
+        text.contains("its gradient needs its result, which is x"),
+        "{text}"
+    );
+}
+
+#[test]
+fn defaults_of_dimensions_are_said() {
+    let job = Job::new();
+    copy_example(&job, LLAMA, "model.onnx");
+    let text = job.done(&["model.onnx", "--no-write"]);
+    assert!(
+        text.contains("batch = 1 by default: set it with --batch N"),
+        "{text}"
+    );
+    assert!(
+        text.contains("seq = 1024 by default: set it with --seq N"),
+        "{text}"
+    );
+}
+
+#[test]
+fn adapters_are_injected_or_replaced_at_the_rank_asked_for() {
+    let job = Job::new();
+    copy_example(&job, PLAIN, "plain.onnx");
+    copy_example(&job, LLAMA, "lora.onnx");
+    let sizes = ["--batch", "2", "--seq", "8", "--rank", "3"];
+    let plain = json(&job, &[&["plain.onnx"], &sizes[..]].concat());
+    let replaced = json(
+        &job,
+        &[&["lora.onnx", "--replace-adapters"], &sizes[..]].concat(),
+    );
+    for report in [&plain, &replaced] {
+        assert_eq!(report["certificate"]["adapters"], 14);
+        assert_eq!(
+            report["methods"]["lora-fa"]["trainable_params"],
+            2 * 3 * (5 * 32 + 2 * 88)
+        );
+    }
+    let some = ["--targets", "q_proj,v_proj", "--layers", "1"];
+    let some = json(&job, &[&["plain.onnx"], &sizes[..], &some].concat());
+    assert_eq!(some["certificate"]["adapters"], 2);
+}
+
+#[test]
+fn outputs_are_the_loss_and_the_methods_gradients() {
+    let job = Job::new();
+    copy_example(&job, T5, "t5.onnx");
+    for (method, gradients) in [("lora", 64), ("lora-fa", 32)] {
+        job.done(&["t5.onnx", "--batch", "2", "--seq", "8", "--method", method]);
+        let written = onnx::decode(&fs::read(job.path("t5.lorafa.onnx")).unwrap());
+        let outputs = written.graph.unwrap().output;
+        let names: Vec<&str> = outputs.iter().map(|o| o.name()).collect();
+        assert_eq!(names[0], "loss");
+        assert_eq!(
+            names.iter().filter(|n| n.starts_with("grad::")).count(),
+            gradients,
+            "{method}"
+        );
+        assert_eq!(names.len(), gradients + 1);
+    }
+}
+
+#[test]
+fn dump_prints_the_graph_after_a_pass() {
+    let job = Job::new();
+    copy_example(&job, LLAMA, "model.onnx");
+    let dump = |pass: &str| {
+        job.done(&[
+            "dump",
+            "model.onnx",
+            "--after",
+            pass,
+            "--batch",
+            "2",
+            "--seq",
+            "8",
+        ])
+    };
+    assert!(dump("import").contains("i64[batch,seq]"));
+    assert!(dump("bind-dims").contains("i64[2,8]") && !dump("bind-dims").contains("adapter"));
+    assert!(
+        dump("find-lora").contains("adapter \"base_model.model.model.layers.0.mlp.down_proj\"")
+    );
+    assert!(
+        dump("differentiate").contains("backward:") && !dump("differentiate").contains("update:")
+    );
+    let last = job.done(&["dump", "model.onnx", "--batch", "2", "--seq", "8"]);
+    assert!(last.contains("update:") && !last.contains("grad::base_model.model.lm_head"));
+    lorafa_ir::text::parse(&last).unwrap().verify().unwrap();
+    job.refused(
+        &[
+            "dump",
+            "model.onnx",
+            "--after",
+            "freeze-lora-a",
+            "--method",
+            "lora",
+        ],
+        &["does not run that pass"],
+    );
+}
+
+#[test]
+fn explain_says_what_passes_did_not_do() {
+    let job = Job::new();
+    copy_example(&job, LLAMA, "model.onnx");
+    let text = job.done(&[
+        "model.onnx",
+        "--batch",
+        "2",
+        "--seq",
+        "8",
+        "--no-write",
+        "--explain",
+    ]);
+    assert!(
+        text.contains("inject-lora: nothing to inject: the model has adapters"),
+        "{text}"
+    );
+    assert!(
+        text.contains("convert-precision: no precision was asked for"),
+        "{text}"
+    );
+}
