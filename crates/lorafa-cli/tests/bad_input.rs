@@ -241,7 +241,7 @@ fn dimensions_that_contradict() {
     );
     job.refused(
         &[&args[..], &["--batch", "2147483648", "--seq", "2147483648"]].concat(),
-        &["elements"],
+        &["too large"],
     );
 }
 

@@ -45,7 +45,7 @@ const OPS: &str = "
     dropout ratio=0.5, seed=1; dropout_grad ratio=0.5 : f32[a,b], bool[a,b]
     adamw : f32[a,b], f32[a,b], f32[a,b], f32[a,b], i64[], f32[]
     adamw weight_decay=0.1 : bf16[a], f32[a], f32[a], f32[a], i64[], f32[]
-    iota dtype=i64, len=?; iota dtype=i64, len=?, start=!, step=!; iota dtype=bool, len=?
+    iota dtype=i64, len=?; iota dtype=i64, len=?, start=!, step=!; iota dtype=bf16, len=?
     fill dtype=f32, shape=[?,?], value=1.0; fill dtype=i64, shape=[0,!,!], value=1e400
     fill dtype=i32, shape=[?], value=1e400; constant dtype=f32, value=1.0
     constant dtype=i64, shape=[2], value=[1,2]; dims shape=[2], value=[1,2]

@@ -5,6 +5,8 @@
 //! | [`mod@file`] | [`ModelFile`](file::ModelFile): a model opened, checked and decoded over a memory map, so no weight is copied |
 //! | [`external`] | references to weights kept in other files, and the one place that reads them |
 //! | [`tensor`] | a tensor's payload as little-endian bytes, whichever of the protobuf's seven fields holds it |
+//! | [`mod@import`] | a model as a graph of the IR |
+//! | [`mod@export`] | a graph of the IR as a model |
 //! | [`mod@write`] | a model written whole or not at all |
 //! | [`proto`] | the schema's types, generated ahead of time from `proto/onnx.proto` |
 //!

@@ -1,6 +1,6 @@
 //! IR graph → ONNX graph.
 //!
-//! [`lower`] turns what ONNX lacks into what it has, and [`ops`] writes each op that is left as
+//! `lower` turns what ONNX lacks into what it has, and `ops` writes each op that is left as
 //! one node or a few. What is written is standard: the default domain at one opset whose operators
 //! mean the same in every later opset up to 23, plus the domains of nodes that were carried along.
 //!
