@@ -156,7 +156,7 @@ pub enum PassError {
 }
 
 /// A pass over a graph.
-pub trait Pass {
+pub trait Pass: Sync {
     /// Kebab-case: the CLI's spelling and the fixture folder.
     fn name(&self) -> &'static str;
 

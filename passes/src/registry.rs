@@ -14,6 +14,7 @@ pub const PREPARE: &[&dyn Pass] = &[
     &canonicalize::Canonicalize,
     &fold_constants::FoldConstants,
     &eliminate_common_subexpressions::EliminateCommonSubexpressions,
+    &eliminate_dead_code::EliminateDeadCode,
     &find_lora::FindLora,
 ];
 

@@ -13,6 +13,8 @@ use lorafa_passes::pass::{Method, Options};
 use lorafa_passes::targets::{Patterns, Targets};
 use lorafa_passes::{Manager, PassCx, registry};
 use lorafa_plan::Plan;
+use std::panic::resume_unwind;
+use std::thread;
 
 /// A training step with its memory plan.
 #[derive(Debug)]
@@ -56,36 +58,72 @@ impl Compiled {
 ///
 /// What [`import`], a pass or the planner refuses; flags that contradict each other or the model.
 pub fn compile(model: &ModelFile, args: &TrainingArgs) -> Result<Compiled, Error> {
-    let mut prepared = import(model)?;
-    let dims = dims::resolve(&prepared, args).map_err(Error::Args)?;
+    let mut graph = import(model)?;
+    let dims = dims::resolve(&graph, args).map_err(Error::Args)?;
     let mut cx = PassCx::new(options(args, &dims)?);
-    run(registry::PREPARE, &mut prepared, &mut cx)?;
+    run(registry::PREPARE, &mut graph, &mut cx)?;
+    let mut notes = noted("all methods", &mut cx);
 
-    let mut lora = prepared.clone();
-    cx.options.method = Method::Lora;
+    // The two branches share nothing but the prepared graph.
+    let (options, prepared) = (&cx.options, &graph);
+    let (full, adapted) = thread::scope(|scope| {
+        let full = scope.spawn(|| full(prepared.clone(), options.clone()));
+        let adapted = adapted(prepared.clone(), options.clone());
+        (
+            full.join().unwrap_or_else(|panic| resume_unwind(panic)),
+            adapted,
+        )
+    });
+    // What is wrong with adapters is said first, whichever branch was faster.
+    let (lora, lora_fa, certificate, adapted_notes) = adapted?;
+    let (full, full_notes) = full?;
+    notes.extend(full_notes);
+    notes.extend(adapted_notes);
+    Ok(Compiled {
+        dims,
+        steps: [full, lora, lora_fa],
+        certificate,
+        notes,
+    })
+}
+
+/// The step that trains every weight.
+fn full(mut graph: Graph, options: Options) -> Result<(Step, Vec<String>), Error> {
+    let mut cx = PassCx::new(Options {
+        method: Method::Full,
+        ..options
+    });
+    run(registry::TRAIN, &mut graph, &mut cx)?;
+    let notes = noted("full", &mut cx);
+    Ok((step(Method::Full, graph)?, notes))
+}
+
+/// The steps that train adapters: LoRA's, and LoRA-FA's made of it.
+fn adapted(
+    mut lora: Graph,
+    options: Options,
+) -> Result<(Step, Step, Certificate, Vec<String>), Error> {
+    let mut cx = PassCx::new(Options {
+        method: Method::Lora,
+        ..options
+    });
     run(registry::TRAIN, &mut lora, &mut cx)?;
+    let mut notes = noted("lora and lora-fa", &mut cx);
 
     let mut lora_fa = lora.clone();
     cx.options.method = Method::LoraFa;
     run(registry::FREEZE, &mut lora_fa, &mut cx)?;
+    notes.extend(noted("lora-fa", &mut cx));
     let certificate = cx.certificate.take();
     let certificate = certificate.unwrap_or(Certificate { proofs: Vec::new() });
+    let lora = step(Method::Lora, lora)?;
+    Ok((lora, step(Method::LoraFa, lora_fa)?, certificate, notes))
+}
 
-    let mut full = prepared;
-    cx.options.method = Method::Full;
-    run(registry::TRAIN, &mut full, &mut cx)?;
-
-    let steps = [
-        step(Method::Full, full)?,
-        step(Method::Lora, lora)?,
-        step(Method::LoraFa, lora_fa)?,
-    ];
-    Ok(Compiled {
-        dims,
-        steps,
-        certificate,
-        notes: cx.notes,
-    })
+/// What the passes noted since the last call, under the methods that they ran for.
+fn noted(methods: &str, cx: &mut PassCx) -> Vec<String> {
+    let notes = std::mem::take(&mut cx.notes).into_iter();
+    notes.map(|note| format!("[{methods}] {note}")).collect()
 }
 
 fn step(method: Method, graph: Graph) -> Result<Step, Error> {

@@ -1,7 +1,7 @@
 //! ONNX graph → IR graph.
 //!
 //! One node becomes one or a few core ops (`ops/`), shapes computed by nodes become attributes
-//! ([`known`]), and weights get their PyTorch names back ([`names`]). Weights are not read: a
+//! (`known`), and weights get their PyTorch names back (`names`). Weights are not read: a
 //! model whose weights are not there imports all the same.
 
 mod context;

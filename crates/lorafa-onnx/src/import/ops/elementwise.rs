@@ -112,6 +112,9 @@ fn kind(op: &str) -> BinaryKind {
 
 fn binary<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
     let (a, mut b) = (im.input(node, 0)?, im.input(node, 1)?);
+    if node.op() == "Mod" && node.int("fmod", 0) != 0 && im.patch.ty(a).dtype.is_float() {
+        return Err("fmod=1 is not supported for floats; export `remainder` instead".into());
+    }
     if node.op() == "Pow" {
         let dtype = im.patch.ty(a).dtype;
         b = constant_in(im, b, dtype)?;

@@ -142,7 +142,9 @@ fn range<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
         step,
         len,
     };
+    let dtype = im.known(node.required(0)?)?.map_or(DType::I64, |k| k.dtype);
     let y = im.patch.add1(iota.into(), &[])?;
+    let y = im.patch.cast(y, dtype)?;
     im.result(node, y)
 }
 
