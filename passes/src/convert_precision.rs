@@ -12,8 +12,8 @@
 //! ```
 //!
 //! Between 16-bit types, or from 16 bits to f32, every tensor of the model's type gets the new
-//! one ([`uniform`]). From f32 to 16 bits, weights and products do, and what loses too much by it
-//! stays in f32 ([`mixed`]), as in a model that PyTorch loads in 16 bits.
+//! one (`uniform`). From f32 to 16 bits, weights and products do, and what loses too much by it
+//! stays in f32 (`mixed`), as in a model that PyTorch loads in 16 bits.
 
 mod mixed;
 mod uniform;
