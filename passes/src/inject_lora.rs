@@ -16,12 +16,13 @@
 mod heads;
 mod layers;
 
+use crate::attach_loss::LossKind;
 use crate::pass::{Changed, Method, Pass, PassCx, PassError, PassKind};
 use crate::targets::{Matched, Patterns, Targets, selects};
 use layers::Linear;
 use lorafa_ir::ops::{Data, Init, Op, Param, Role, Scalar};
 use lorafa_ir::{Adapter, DType, Dim, Graph, Patch, TensorType, ValueId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// How many layers an error names.
@@ -100,6 +101,20 @@ impl InjectOptions {
             _ => chosen.is_some(),
         }
     }
+
+    /// A module that is named as a target and cannot be one. PEFT refuses these, too, except
+    /// embeddings, which it adapts by look-ups.
+    fn not_linear(&self, graph: &Graph, layers: &[Linear], classifier: bool) -> Option<String> {
+        if matches!(self.targets, Targets::AllLinear) {
+            return None;
+        }
+        let linear: BTreeSet<&str> = layers.iter().map(|l| &*l.module).collect();
+        let (exclude, numbers) = (self.exclude.as_ref(), &self.layers_to_transform);
+        let mut others = layers::module_paths(graph).into_iter().filter(|module| {
+            !linear.contains(module.as_str()) && !(classifier && heads::in_head(module))
+        });
+        others.find(|module| selects(&self.targets, exclude, numbers, module).is_some())
+    }
 }
 
 /// See the module.
@@ -129,8 +144,16 @@ impl Pass for InjectLora {
                 "the model has no adapters: give --rank".into(),
             ));
         };
-        let layers = layers::linear_layers(graph);
-        let classifier = heads::is_classifier(graph, cx.options.loss);
+        let task = heads::task(graph, cx.options.loss);
+        let classifier = matches!(task, Some(LossKind::SeqCls | LossKind::TokenCls));
+        let layers = layers::linear_layers(graph, task);
+        if let Some(module) = options.not_linear(graph, &layers, classifier) {
+            let refusal = format!(
+                "`{module}` matches --targets and is no linear layer: name linear layers only, or \
+                 leave it out with --exclude"
+            );
+            return Err(PassError::Refused(refusal));
+        }
         let chosen: Vec<&Linear> = layers
             .iter()
             .filter(|l| options.selects(l) && !(classifier && heads::in_head(&l.module)))

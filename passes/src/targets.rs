@@ -2,7 +2,8 @@
 //!
 //! A module path is matched as PEFT matches it: a regular expression against all of the path, a
 //! list exactly or by `.name` suffix, `all-linear` against every linear layer. The excluded
-//! modules go first; `layers_to_transform` filters what matched by suffix.
+//! modules go first; `layers_to_transform` filters what matched by suffix. PEFT refuses it next to
+//! a regular expression or `all-linear`; here it filters what those match, too.
 
 use regex::Regex;
 use std::sync::LazyLock;
@@ -105,11 +106,11 @@ fn anchored(pattern: &str, full: &str) -> Result<Regex, TargetsError> {
     })
 }
 
-/// PEFT's default `layers_pattern`.
-static LAYER: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"\A.*\.[^.]*\.(\d+)\.").ok());
+/// How PEFT finds a layer's number without `layers_pattern`.
+static LAYER: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"\A.*?\.[^.]*\.(\d+)\.").ok());
 
-/// The number of the layer that a module is in: the last number in its path that has two
-/// components in front and one behind, as in `model.layers.7.mlp`.
+/// The number of the layer that a module is in: the first number in its path that has two
+/// components in front and one behind, as in `model.layers.7.experts.0.up_proj`.
 pub fn layer_index(module: &str) -> Option<usize> {
     let found = LAYER.as_ref()?.captures(module)?;
     found.get(1)?.as_str().parse().ok()
@@ -198,13 +199,14 @@ mod tests {
     }
 
     #[test]
-    fn the_layer_is_the_last_number_inside_the_path() {
+    fn the_layer_is_the_first_number_inside_the_path() {
         assert_eq!(layer_index(Q), Some(11));
         assert_eq!(
             layer_index("encoder.block.3.layer.0.SelfAttention.q"),
-            Some(0)
+            Some(3)
         );
         assert_eq!(layer_index("transformer.h.4.attn.c_attn"), Some(4));
+        assert_eq!(layer_index("h.4.attn.c_attn"), None, "one component");
         assert_eq!(layer_index("lm_head"), None);
         assert_eq!(layer_index("model.layers.3"), None);
     }
@@ -218,6 +220,8 @@ mod tests {
         assert!(chosen("q_proj", &[3, 11]));
         assert!(!chosen("q_proj", &[1]));
         assert!(chosen(Q, &[1]));
+        assert!(chosen(r".*q_proj", &[11]) && !chosen(r".*q_proj", &[1]));
+        assert!(chosen("all-linear", &[11]) && !chosen("all-linear", &[1]));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use crate::adapter::Adapter;
 use crate::ids::{OpId, ValueId};
 use crate::ops::{Op, Param, Role};
+use crate::outputs::{Output, OutputKind, Outputs};
 use crate::patch::Patch;
 use crate::types::TensorType;
 use petgraph::Direction;
@@ -76,35 +77,16 @@ pub struct Use {
     pub slot: usize,
 }
 
-/// What an output of the graph is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum OutputKind {
-    /// A result of the model itself, such as logits.
-    Value,
-    /// The scalar loss.
-    Loss,
-    /// The gradient of this parameter.
-    Gradient(ValueId),
-    /// The next value of this parameter or optimizer state.
-    Updated(ValueId),
-}
-
-/// A named output of the graph.
-#[derive(Clone, Debug)]
-pub struct Output {
-    /// Its name in the written model.
-    pub name: Arc<str>,
-    /// The value.
-    pub value: ValueId,
-    /// What it is.
-    pub kind: OutputKind,
-}
-
 /// Edge weight: which result feeds which operand.
 #[derive(Clone, Copy, Debug)]
 struct Edge {
     result: u32,
     slot: u32,
+}
+
+/// What decides between ops that could both go next.
+fn order_key(op: &OpData) -> (Region, i64, OpId) {
+    (op.site.region, op.site.seq, op.id)
 }
 
 /// A training step, or the forward part of one.
@@ -115,7 +97,7 @@ pub struct Graph {
     dag: StableDiGraph<OpData, Edge>,
     ops: Vec<Option<NodeIndex>>,
     values: Vec<Option<ValueData>>,
-    pub(crate) outputs: Vec<Output>,
+    pub(crate) outputs: Outputs,
     pub(crate) adapters: Vec<Adapter>,
 }
 
@@ -216,12 +198,12 @@ impl Graph {
 
     /// The outputs, in order.
     pub fn outputs(&self) -> &[Output] {
-        &self.outputs
+        self.outputs.as_slice()
     }
 
     /// The loss output, once there is one.
     pub fn loss(&self) -> Option<&Output> {
-        self.outputs.iter().find(|o| o.kind == OutputKind::Loss)
+        self.outputs().iter().find(|o| o.kind == OutputKind::Loss)
     }
 
     /// The LoRA adapters that were found or injected.
@@ -251,20 +233,39 @@ impl Graph {
         self.dag
             .edges_directed(self.node(data.op), Direction::Outgoing)
             .any(|e| e.weight().result as usize == data.slot)
-            || self.outputs.iter().any(|o| o.value == value)
+            || self.outputs.contains(value)
     }
 
     /// Ops in schedule order: operands first, then by region, place and id.
     ///
     /// Ops on a cycle are left out; the verifier reports them.
     pub fn order(&self) -> Vec<OpId> {
+        let mut ops: Vec<&OpData> = self.ops().collect();
+        ops.sort_by_key(|op| order_key(op));
+        if self.defines_before_use(&ops) {
+            return ops.into_iter().map(|op| op.id).collect();
+        }
+        self.order_by_heap()
+    }
+
+    /// Whether every op comes after what it reads.
+    fn defines_before_use(&self, ops: &[&OpData]) -> bool {
+        let mut there = vec![false; self.ops.len()];
+        ops.iter().all(|op| {
+            let defined = |v: &ValueId| self.get_value(*v).is_some_and(|v| there[v.op.index()]);
+            let ready = op.operands.iter().all(defined);
+            there[op.id.index()] = true;
+            ready
+        })
+    }
+
+    fn order_by_heap(&self) -> Vec<OpId> {
         let mut missing = vec![0usize; self.ops.len()];
         let mut ready = BinaryHeap::new();
-        let key = |op: &OpData| Reverse((op.site.region, op.site.seq, op.id));
         for op in self.ops() {
             missing[op.id.index()] = op.operands.len();
             if op.operands.is_empty() {
-                ready.push(key(op));
+                ready.push(Reverse(order_key(op)));
             }
         }
         let mut order = Vec::with_capacity(self.op_count());
@@ -275,7 +276,7 @@ impl Graph {
                 let left = &mut missing[reader.id.index()];
                 *left -= 1;
                 if *left == 0 {
-                    ready.push(key(reader));
+                    ready.push(Reverse(order_key(reader)));
                 }
             }
         }

@@ -5,9 +5,10 @@
 //! type. [`build`](crate::build) adds a method for each op on top.
 
 use crate::adapter::Adapter;
-use crate::graph::{Graph, Output, OutputKind, Region, Site};
+use crate::graph::{Graph, Region, Site};
 use crate::ids::{OpId, ValueId};
 use crate::ops::{Op, Param, Role};
+use crate::outputs::{Output, OutputKind};
 use crate::types::{TensorType, TypeError};
 use smallvec::SmallVec;
 use std::sync::Arc;
@@ -180,9 +181,7 @@ impl<'g> Patch<'g> {
         for reader in self.graph.uses(old) {
             self.graph.set_operand(reader.op, reader.slot, new);
         }
-        for output in self.graph.outputs.iter_mut().filter(|o| o.value == old) {
-            output.value = new;
-        }
+        self.graph.outputs.retarget(old, new);
         for adapter in &mut self.graph.adapters {
             adapter
                 .values_mut()
@@ -287,9 +286,9 @@ impl<'g> Patch<'g> {
 
     /// Keeps the outputs for which `keep` answers yes.
     pub fn retain_outputs(&mut self, keep: impl FnMut(&Output) -> bool) {
-        let before = self.graph.outputs.len();
+        let before = self.graph.outputs().len();
         self.graph.outputs.retain(keep);
-        self.changes += before - self.graph.outputs.len();
+        self.changes += before - self.graph.outputs().len();
     }
 
     /// Records an adapter.

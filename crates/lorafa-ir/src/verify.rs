@@ -11,9 +11,10 @@
 //! - what updates a parameter has its type;
 //! - an adapter's values exist and A and B are parameters of its rank.
 
-use crate::graph::{Graph, OutputKind, Region};
+use crate::graph::{Graph, Region};
 use crate::ids::OpId;
 use crate::ops::Role;
+use crate::outputs::OutputKind;
 use crate::text::{OpDisplay, ValueDisplay};
 use crate::types::TensorType;
 use std::collections::BTreeSet;
@@ -185,7 +186,7 @@ impl Verifier<'_> {
 
     fn outputs(&mut self) {
         let mut seen = BTreeSet::new();
-        for output in &self.graph.outputs {
+        for output in self.graph.outputs() {
             let line = format!("out {:?}", output.name);
             if !seen.insert(output.name.clone()) {
                 self.line(line.clone(), "a second output has this name");

@@ -1,4 +1,7 @@
 //! The classification head, which trains in full next to adapters.
+//!
+//! PEFT keeps adapters out of it for sequences. For tokens it matches targets before it knows the
+//! head, and fails or adapts the head's copy if they match; here the head is kept out there, too.
 
 use super::layers::plain_path;
 use crate::attach_loss::{self, LossKind};
@@ -9,18 +12,22 @@ use std::sync::Arc;
 /// What PEFT adds to `modules_to_save` for classification tasks.
 const HEADS: [&str; 2] = ["classifier", "score"];
 
-/// Whether the model classifies: sequences, or tokens under a head of the known names.
-pub(super) fn is_classifier(graph: &Graph, loss: Option<LossKind>) -> bool {
-    let kind = loss.or_else(|| {
+/// What the model is for: what was asked, or what its logits suggest.
+pub(super) fn task(graph: &Graph, asked: Option<LossKind>) -> Option<LossKind> {
+    asked.or_else(|| {
         let (_, logits) = attach_loss::logits(graph)?;
         attach_loss::choose(graph, logits)
-    });
-    matches!(kind, Some(LossKind::SeqCls | LossKind::TokenCls))
+    })
 }
 
 /// Whether a module is a head or below one.
 pub(super) fn in_head(module: &str) -> bool {
-    module.split('.').any(|part| HEADS.contains(&part))
+    module.split('.').any(is_head)
+}
+
+/// PEFT compares ends of names, so `pre_classifier` is a head, too.
+fn is_head(part: &str) -> bool {
+    HEADS.iter().any(|head| part.ends_with(head))
 }
 
 /// Names the weights of heads as PEFT does, `base_model.model.classifier.modules_to_save.default.…`,
@@ -65,7 +72,7 @@ fn path(graph: &Graph, value: ValueId, name: &str) -> Option<String> {
 /// The path with `modules_to_save.default` after the head.
 fn saved(path: &str) -> Option<String> {
     let parts: Vec<&str> = path.split('.').collect();
-    let head = parts.iter().position(|part| HEADS.contains(part))?;
+    let head = parts.iter().position(|part| is_head(part))?;
     let (before, after) = parts.split_at(head + 1);
     let all = [
         &["base_model", "model"],
@@ -86,6 +93,7 @@ mod tests {
         let expected = "base_model.model.classifier.modules_to_save.default.out_proj.weight";
         assert_eq!(name.as_deref(), Some(expected));
         assert_eq!(saved("model.layers.0.weight"), None);
-        assert!(in_head("classifier.dense") && in_head("score") && !in_head("scores.dense"));
+        assert!(in_head("classifier.dense") && in_head("score") && in_head("pre_classifier"));
+        assert!(!in_head("scores.dense") && !in_head("classification_head.dense"));
     }
 }

@@ -1,6 +1,6 @@
 //! The linear layers of a graph.
 
-use crate::attach_loss;
+use crate::attach_loss::{self, LossKind};
 use lorafa_ir::ops::{Binary, BinaryKind, Op};
 use lorafa_ir::{Graph, OpData, OpId, OutputKind, ValueId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,7 +23,7 @@ pub(super) struct Linear {
     pub(super) inputs: u64,
     /// Output width.
     pub(super) outputs: u64,
-    /// Whether it computes the logits or shares its weight with an embedding.
+    /// Whether it is the output embedding, which `all-linear` leaves out.
     pub(super) is_output: bool,
 }
 
@@ -36,8 +36,9 @@ pub(super) fn plain_path(module: &str) -> &str {
 /// Every linear layer with a path, in schedule order.
 ///
 /// A path belongs to one weight: where several claim it, the first gets it, and the others are
-/// called after their weight's name.
-pub(super) fn linear_layers(graph: &Graph) -> Vec<Linear> {
+/// called after their weight's name. A classifier of sequences has no output embedding.
+pub(super) fn linear_layers(graph: &Graph, task: Option<LossKind>) -> Vec<Linear> {
+    let embeds = task != Some(LossKind::SeqCls);
     let logits = attach_loss::logits(graph).map(|(_, value)| value);
     let mut owners: BTreeMap<Arc<str>, ValueId> = BTreeMap::new();
     let mut layers = Vec::new();
@@ -57,10 +58,28 @@ pub(super) fn linear_layers(graph: &Graph) -> Vec<Linear> {
             continue;
         };
         layer.module = module;
-        layer.is_output = is_output(graph, &layer, logits);
+        layer.is_output =
+            is_output_embedding(graph, &layer) || embeds && leads_to_logits(graph, &layer, logits);
         layers.push(layer);
     }
     layers
+}
+
+/// The paths of all modules, in order: those of ops and weights, and those around them.
+pub(super) fn module_paths(graph: &Graph) -> BTreeSet<String> {
+    let of_ops = graph.ops().map(|op| plain_path(&op.site.module));
+    let of_weights = graph.params().filter(|(_, p)| p.is_weight());
+    let of_weights = of_weights.filter_map(|(_, p)| p.name.rsplit_once('.'));
+    let inner: BTreeSet<&str> = of_ops
+        .chain(of_weights.map(|(module, _)| plain_path(module)))
+        .collect();
+    let around = |path: &'_ str| -> Vec<String> {
+        let dots = path
+            .match_indices('.')
+            .map(|(at, _)| path[..at].to_string());
+        dots.chain([path.to_string()]).collect()
+    };
+    inner.into_iter().flat_map(around).collect()
 }
 
 fn weight_path(graph: &Graph, weight: ValueId) -> Arc<str> {
@@ -112,17 +131,19 @@ fn bias(graph: &Graph, product: ValueId) -> Option<(OpId, ValueId)> {
     (fits && !output).then(|| (add.id, add.results[0]))
 }
 
-/// Whether a layer is the output embedding: its weight is also looked up by token, its path says
-/// so, or its result leads to the logits or the loss and nowhere else.
-fn is_output(graph: &Graph, layer: &Linear, logits: Option<ValueId>) -> bool {
+/// Whether a layer's weight is also looked up by token or its path says that it is the output
+/// embedding.
+fn is_output_embedding(graph: &Graph, layer: &Linear) -> bool {
     let tied = graph
         .uses(layer.weight)
         .iter()
         .any(|u| u.slot == 0 && matches!(graph.op(u.op).kind, Op::Gather(_)));
     let last = layer.module.rsplit('.').next().unwrap_or_default();
-    if tied || matches!(last, "lm_head" | "embed_out") {
-        return true;
-    }
+    tied || matches!(last, "lm_head" | "embed_out")
+}
+
+/// Whether a layer's result leads to the logits or the loss and nowhere else.
+fn leads_to_logits(graph: &Graph, layer: &Linear, logits: Option<ValueId>) -> bool {
     let mut queue = vec![layer.y];
     let mut seen: BTreeSet<ValueId> = BTreeSet::new();
     let mut reached = false;

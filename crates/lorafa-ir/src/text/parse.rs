@@ -3,10 +3,11 @@
 use super::lines::{Cursor, strip_comment};
 use super::print::heading;
 use crate::adapter::Adapter;
-use crate::graph::{Graph, Output, OutputKind, Region, Site};
+use crate::graph::{Graph, Region, Site};
 use crate::ids::{OpId, ValueId};
 use crate::ops::attrs::AttrReader;
 use crate::ops::{Data, External, Init, Op, Param, Role, Stored};
+use crate::outputs::{Output, OutputKind};
 use crate::types::TensorType;
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,8 +1,9 @@
 //! Printing.
 
-use crate::graph::{Graph, OutputKind, Region};
+use crate::graph::{Graph, Region};
 use crate::ids::{OpId, ValueId};
 use crate::ops::Op;
+use crate::outputs::OutputKind;
 use std::fmt;
 
 /// Prints a value as operands spell it: `%name` for a parameter, `v7` otherwise.

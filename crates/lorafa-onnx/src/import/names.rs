@@ -71,6 +71,7 @@ fn module(graph: &Graph, op: OpId) -> Arc<str> {
 
 /// Products with a folded transpose read the parameter itself again.
 fn unfold(graph: &mut Graph) {
+    let mut named = by_name(graph);
     for (value, param) in params(graph) {
         let folded = param.role == Role::Constant
             && param.ty.dtype.is_float()
@@ -96,7 +97,7 @@ fn unfold(graph: &mut Graph) {
             let swapped = param
                 .ty
                 .with_shape([param.ty.shape[1].clone(), param.ty.shape[0].clone()]);
-            let Some(weight) = weight(graph, name, &param, swapped) else {
+            let Some(weight) = weight(graph, &mut named, name, &param, swapped) else {
                 continue;
             };
             let mut patch = graph.patch("unfold-transpose");
@@ -113,21 +114,34 @@ fn unfold(graph: &mut Graph) {
 
 /// The parameter of this name and type: the one there is, if it has the same elements (the model
 /// ties it), or a new one stored as the transpose of `folded`.
-fn weight(graph: &mut Graph, name: Arc<str>, folded: &Param, ty: TensorType) -> Option<ValueId> {
-    let taken = graph
-        .params()
-        .find(|(_, p)| p.name == name)
-        .map(|(v, p)| (v, p.clone()));
-    if let Some((value, there)) = taken {
-        let tied = there.ty == ty && same_elements(&there, folded);
+fn weight(
+    graph: &mut Graph,
+    named: &mut ByName,
+    name: Arc<str>,
+    folded: &Param,
+    ty: TensorType,
+) -> Option<ValueId> {
+    let taken = named.get(&name).copied();
+    if let Some(value) = taken.filter(|v| graph.get_value(*v).is_some()) {
+        let there = graph.param(value)?;
+        let tied = there.ty == ty && same_elements(there, folded);
         return tied.then_some(value);
     }
     let mut param = folded.clone();
-    param.name = name;
+    param.name = name.clone();
     param.role = Role::Frozen;
     param.ty = ty;
     param.stored.transposed = !folded.stored.transposed;
-    add(graph, param)
+    let value = add(graph, param)?;
+    named.insert(name, value);
+    Some(value)
+}
+
+/// Parameters by name.
+type ByName = BTreeMap<Arc<str>, ValueId>;
+
+fn by_name(graph: &Graph) -> ByName {
+    graph.params().map(|(v, p)| (p.name.clone(), v)).collect()
 }
 
 fn add(graph: &mut Graph, param: Param) -> Option<ValueId> {
@@ -169,6 +183,7 @@ fn remove_unused(graph: &mut Graph, value: ValueId) {
 
 /// A small weight that several modules read was merged: each gets its own again.
 fn unshare(graph: &mut Graph) {
+    let mut named = by_name(graph);
     for (value, param) in params(graph) {
         let small = param.ty.elements().is_some_and(|n| n <= MAX_MERGED);
         if param.role != Role::Frozen || !small {
@@ -199,12 +214,14 @@ fn unshare(graph: &mut Graph) {
             }
             let mut copy = param.clone();
             copy.name = format!("{module}.{}", last(&param.name)).into();
-            if graph.params().any(|(_, p)| p.name == copy.name) {
+            if named.contains_key(&copy.name) {
                 continue;
             }
+            let name = copy.name.clone();
             let Some(copy) = add(graph, copy) else {
                 continue;
             };
+            named.insert(name, copy);
             let mut patch = graph.patch("unshare");
             for (op, slot) in readers {
                 patch.set_operand(op, slot, copy);
