@@ -122,6 +122,12 @@ impl Pass for AttachLoss {
     fn run(&self, graph: &mut Graph, cx: &mut PassCx) -> Result<Changed, PassError> {
         if let Some(loss) = graph.loss() {
             let name = loss.name.clone();
+            if let Some(kind) = cx.options.loss {
+                return refused(format!(
+                    "the model has a loss, the output {name:?}: leave out --loss {kind}, or \
+                     export the model without labels"
+                ));
+            }
             cx.note(format_args!("the model has a loss, {name:?}"));
             return Ok(Changed::No);
         }

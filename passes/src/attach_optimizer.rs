@@ -22,6 +22,9 @@ use std::sync::Arc;
 /// What precedes the name of the next value of a parameter among the outputs.
 const UPDATED: &str = "updated::";
 
+/// What precedes the names of the optimizer's inputs and outputs.
+const STATE: &str = "optim::";
+
 /// See the module.
 pub struct AttachOptimizer;
 
@@ -43,6 +46,13 @@ impl Pass for AttachOptimizer {
                 _ => None,
             })
             .collect();
+        if let Some((_, taken)) = graph.params().find(|(_, p)| p.name.starts_with(STATE)) {
+            return Err(PassError::Refused(format!(
+                "the model has a parameter called {}: names that start with `{STATE}` are the \
+                 optimizer's; rename it",
+                taken.name
+            )));
+        }
         let mut patch = graph.patch("attach-optimizer");
         let scalar = TensorType::scalar;
         let step = add_param(

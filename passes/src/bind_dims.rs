@@ -5,8 +5,10 @@
 //! + param %input_ids : i64[16,1024] input
 //! ```
 //!
-//! Afterwards every size in the graph is known. A dimension that comes out different at two places
+//! Afterwards every size in the graph is known. Positions beyond a table's end are refused. A dimension that comes out different at two places
 //! (an input whose batch is called `b` here and `n` there, bound to different numbers) is refused.
+
+mod positions;
 
 use crate::pass::{Changed, Pass, PassCx, PassError, PassKind, in_module};
 use lorafa_ir::ops::Op;
@@ -48,6 +50,7 @@ impl Pass for BindDims {
         for id in graph.order() {
             changed += usize::from(bind(graph, id, cx)?);
         }
+        positions::check(graph)?;
         Ok(Changed::from_count(changed))
     }
 }

@@ -35,18 +35,15 @@ impl Pass for ConvertPrecision {
     }
 
     fn run(&self, graph: &mut Graph, cx: &mut PassCx) -> Result<Changed, PassError> {
-        let Some(target) = cx.options.dtype else {
-            cx.note("no precision was asked for");
-            return Ok(Changed::No);
-        };
-        if !matches!(target, DType::F32 | DType::BF16 | DType::F16) {
-            let refusal = format!("cannot train in {target}: give --dtype f32, bf16 or f16");
-            return Err(PassError::Refused(refusal));
-        }
         let Some(main) = main_dtype(graph) else {
             cx.note("the model has no float weights");
             return Ok(Changed::No);
         };
+        let target = cx.options.dtype.unwrap_or(main);
+        if !matches!(target, DType::F32 | DType::BF16 | DType::F16) {
+            let refusal = format!("cannot train in {target}: give --dtype f32, bf16 or f16");
+            return Err(PassError::Refused(refusal));
+        }
         if main == target {
             cx.note(format_args!("the model is in {target}"));
             return Ok(Changed::No);

@@ -41,6 +41,7 @@ impl Pass for FindLora {
     fn run(&self, graph: &mut Graph, cx: &mut PassCx) -> Result<Changed, PassError> {
         refuse_dora(graph)?;
         let matches = pattern::matches(graph);
+        refuse_unknown_form(graph, &matches)?;
         note_names(graph, &matches, cx);
         if cx.options.replace_adapters {
             return remove(graph, &matches, cx);
@@ -117,29 +118,45 @@ fn weight_norm(graph: &Graph) -> Option<OpId> {
 
 /// Says where names and structure disagree.
 fn note_names(graph: &Graph, matches: &[Match], cx: &mut PassCx) {
-    let mut used: BTreeSet<ValueId> = BTreeSet::new();
-    for hit in matches {
-        used.extend([hit.a.param, hit.b.param]);
-        if hit.swapped_names {
-            let module = module(graph, hit);
-            cx.note(format_args!(
-                "{module}: A and B are named the other way round; structure decides"
-            ));
-        }
+    for hit in matches.iter().filter(|hit| hit.swapped_names) {
+        let module = module(graph, hit);
+        cx.note(format_args!(
+            "{module}: A and B are named the other way round; structure decides"
+        ));
     }
-    for (value, param) in graph.params() {
+    for (_, param) in graph.params() {
         if param.name.contains("lora_embedding_A") {
             cx.note(format_args!(
-                "{} adapts an embedding and is left alone",
-                param.name
-            ));
-        } else if param.name.contains("lora_A") && !used.contains(&value) {
-            cx.note(format_args!(
-                "{} belongs to no adapter of a known form",
+                "{} adapts an embedding: it trains, in LoRA-FA too",
                 param.name
             ));
         }
     }
+}
+
+/// An adapter that is not recognised would train on in LoRA-FA, and nothing would vouch for it.
+fn refuse_unknown_form(graph: &Graph, matches: &[Match]) -> Result<(), PassError> {
+    let used: BTreeSet<ValueId> = matches
+        .iter()
+        .flat_map(|hit| [hit.a.param, hit.b.param])
+        .collect();
+    let is_adapter = |name: &str| name.contains("lora_A") || name.contains("lora_B");
+    let unknown: Vec<&str> = graph
+        .params()
+        .filter(|(value, p)| is_adapter(&p.name) && !used.contains(value))
+        .map(|(_, p)| &*p.name)
+        .collect();
+    let Some(first) = unknown.first() else {
+        return Ok(());
+    };
+    let more = match unknown.len() - 1 {
+        0 => String::new(),
+        n => format!(" and {n} more"),
+    };
+    Err(PassError::Refused(format!(
+        "{first}{more} belongs to no adapter of the known form `x·W + scale·(x·A)·B`: export the \
+         model without merging or changing its adapters"
+    )))
 }
 
 fn refuse_other_rank(graph: &Graph, matches: &[Match], cx: &PassCx) -> Result<(), PassError> {
@@ -162,8 +179,9 @@ fn record(graph: &mut Graph, matches: Vec<Match>, cx: &mut PassCx) -> Result<Cha
     let mut names: BTreeSet<Arc<str>> = graph.params().map(|(_, p)| p.name.clone()).collect();
     let mut patch = graph.patch("find-lora");
     for hit in matches {
-        let xa = hit.xa;
-        if patch.graph().adapters().iter().any(|known| known.xa == xa) {
+        let (xa, b) = (hit.xa, hit.b.param);
+        let mut known = patch.graph().adapters().iter();
+        if known.any(|known| known.xa == xa && known.b == b) {
             continue;
         }
         let module = module(patch.graph(), &hit);

@@ -83,6 +83,10 @@ fn evaluated(graph: &Graph, op: &OpData) -> Option<Op> {
         .collect::<Option<_>>()?;
     let operands: Vec<&Array> = operands.iter().collect();
     let result = op.kind.eval(&operands, &[ty]).ok()?.pop()?;
+    let inputs = operands.iter().flat_map(|a| &a.data);
+    if !inputs.chain(&result.data).all(|x| is_exact(ty.dtype, *x)) {
+        return None;
+    }
     let literal = Literal::from_f64(ty.dtype, result.data);
     Some(
         Constant {
@@ -91,6 +95,12 @@ fn evaluated(graph: &Graph, op: &OpData) -> Option<Op> {
         }
         .into(),
     )
+}
+
+/// Whether a number means the same here and in the step: where one is infinite, not a number or
+/// beyond the type's range, implementations differ, and the step decides.
+fn is_exact(dtype: DType, x: f64) -> bool {
+    dtype.round(x).is_finite() && x.is_finite() && x.abs() <= dtype.round(f64::MAX).abs()
 }
 
 fn array(graph: &Graph, value: ValueId) -> Option<Result<Array, EvalError>> {
@@ -128,7 +138,11 @@ fn filled(graph: &Graph, op: &OpData) -> Option<Op> {
         .collect::<Option<_>>()?;
     let value = match numbers.as_slice() {
         [x] if moves => *x,
-        _ if elementwise => scalar_result(graph, op, &numbers, ty.dtype)?,
+        _ if elementwise => {
+            let x = scalar_result(graph, op, &numbers, ty.dtype)?;
+            let exact = numbers.iter().chain([&x]).all(|x| is_exact(ty.dtype, *x));
+            exact.then_some(x)?
+        }
         _ => return None,
     };
     Some(

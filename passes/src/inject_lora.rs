@@ -110,10 +110,13 @@ impl InjectOptions {
         }
         let linear: BTreeSet<&str> = layers.iter().map(|l| &*l.module).collect();
         let (exclude, numbers) = (self.exclude.as_ref(), &self.layers_to_transform);
-        let mut others = layers::module_paths(graph).into_iter().filter(|module| {
-            !linear.contains(module.as_str()) && !(classifier && heads::in_head(module))
-        });
-        others.find(|module| selects(&self.targets, exclude, numbers, module).is_some())
+        let apart = |module: &str| {
+            linear.contains(module) || classifier && heads::in_head(module) || module.is_empty()
+        };
+        let mut others = layers::module_paths(graph).into_iter();
+        others.find(|module| {
+            !apart(module) && selects(&self.targets, exclude, numbers, module).is_some()
+        })
     }
 }
 
@@ -202,7 +205,7 @@ fn no_target(layers: &[Linear]) -> PassError {
         "no layer to adapt: the model has no linear layer with a module path".into()
     } else {
         format!(
-            "no layer matches --targets; linear layers are {}{more}",
+            "no layer is left by --targets, --exclude and --layers; linear layers are {}{more}",
             names.join(", ")
         )
     })

@@ -103,7 +103,9 @@ def arguments(model, answers, method):
                 size = batch[value.name].shape[axis]
                 if dims.setdefault(dim.dim_param, size) != size:
                     raise ValueError(f"dimension {dim.dim_param} has two sizes: {dims[dim.dim_param]}, {size}")
-    out = [str(model.path), "--rank", str(rank), "--alpha", str(ALPHA_PER_RANK * rank), "--method", method]
+    out = [str(model.path), "--rank", str(rank), "--method", method]
+    if not model.lora:
+        out += ["--alpha", str(ALPHA_PER_RANK * rank)]
     out += ["--batch", str(b), "--seq", str(s)]
     return out + [a for name, size in dims.items() for a in ("--dim", f"{name}={size}")]
 

@@ -57,6 +57,7 @@ ROWS = {
         --targets .*self_attn\.[kv]_proj$|.*up_proj
         --targets ^model.*q_proj
         --targets nothing.*
+        --targets .*
         --targets all-linear --exclude q_proj
         --targets all-linear --exclude q_proj,mlp.up_proj,model.layers.1.mlp.down_proj
         --targets all-linear --exclude .*mlp.*

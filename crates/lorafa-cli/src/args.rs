@@ -59,12 +59,12 @@ pub struct CompileArgs {
     #[arg(long, conflicts_with = "output", help_heading = "Output")]
     pub no_write: bool,
 
-    /// Write the optimizer too: its state as inputs, the next parameters and state as outputs.
-    #[arg(long, help_heading = "Output")]
+    /// Write the optimizer too: trained parameters and state as inputs, the next ones as outputs.
+    #[arg(long, conflicts_with = "no_write", help_heading = "Output")]
     pub with_optimizer: bool,
 
     /// Put weights that the model keeps in other files into the written one.
-    #[arg(long, help_heading = "Output")]
+    #[arg(long, conflicts_with = "no_write", help_heading = "Output")]
     pub embed_weights: bool,
 
     /// Write the report as JSON; `-` is standard output, in place of the text.
@@ -146,26 +146,26 @@ const MAX_DIM: i64 = 1 << 31;
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Adapters")]
 pub struct LoraArgs {
-    /// Rank of the adapters. A model that has adapters keeps theirs.
+    /// Rank of the adapters; needed for a model that has none.
     #[arg(long, value_name = "R", value_parser = clap::value_parser!(u64).range(1..))]
     pub rank: Option<u64>,
 
     /// Numerator of the scale alpha/rank [default: twice the rank].
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
     pub alpha: Option<f64>,
 
     /// Scale by alpha/√rank.
     #[arg(long)]
     pub rslora: bool,
 
-    /// First values of A; B starts at zero.
-    #[arg(long, value_enum, default_value_t = InitArg::Kaiming)]
-    pub init_a: InitArg,
+    /// First values of A; B starts at zero [default: kaiming].
+    #[arg(long, value_enum)]
+    pub init_a: Option<InitArg>,
 
     /// Layers to adapt: `all-linear`, names such as `q_proj,v_proj`, or a regular expression for
-    /// the whole module path, as in PEFT.
-    #[arg(long, value_name = "WHICH", default_value = "all-linear")]
-    pub targets: String,
+    /// the whole module path, as in PEFT [default: all-linear].
+    #[arg(long, value_name = "WHICH")]
+    pub targets: Option<String>,
 
     /// Layers not to adapt, in the same notation.
     #[arg(long, value_name = "WHICH")]

@@ -1,18 +1,20 @@
 //! The main job: from a model file to three training steps, each with its plan.
 
-use crate::args::TrainingArgs;
+use crate::args::{InitArg, MethodArg, TrainingArgs};
 use crate::dims::{self, Dims};
 use crate::error::Error;
 use lorafa_ir::ops::{AdamW, Scalar};
 use lorafa_ir::{DType, Graph, OutputKind};
 use lorafa_onnx::file::ModelFile;
 use lorafa_onnx::import::import;
+use lorafa_passes::convert_precision::main_dtype;
 use lorafa_passes::freeze_lora_a::Certificate;
 use lorafa_passes::inject_lora::InjectOptions;
 use lorafa_passes::pass::{Method, Options};
 use lorafa_passes::targets::{Patterns, Targets};
 use lorafa_passes::{Manager, PassCx, registry};
-use lorafa_plan::Plan;
+use lorafa_plan::{Plan, SavedActivation};
+use std::collections::BTreeSet;
 use std::panic::resume_unwind;
 use std::thread;
 
@@ -27,28 +29,41 @@ pub struct Step {
     pub plan: Plan,
 }
 
-/// A model compiled for every method.
+/// A model compiled for every method that it allows.
 #[derive(Debug)]
 pub struct Compiled {
     /// What the dimensions were bound to.
     pub dims: Dims,
-    /// The steps of [`Method::ALL`], in that order.
-    pub steps: [Step; 3],
-    /// What LoRA-FA proved about every adapter.
-    pub certificate: Certificate,
+    /// The steps, in the order of [`Method::ALL`]: full fine-tuning alone if that was asked for and
+    /// there are no adapters.
+    pub steps: Vec<Step>,
+    /// What LoRA-FA proved about every adapter, if there is such a step.
+    pub certificate: Option<Certificate>,
     /// What the passes did or did not do.
     pub notes: Vec<String>,
 }
 
 impl Compiled {
     /// The step of a method.
-    pub fn step(&self, method: Method) -> &Step {
-        let [full, lora, lora_fa] = &self.steps;
-        match method {
-            Method::Full => full,
-            Method::Lora => lora,
-            Method::LoraFa => lora_fa,
-        }
+    pub fn step(&self, method: Method) -> Option<&Step> {
+        self.steps.iter().find(|step| step.method == method)
+    }
+
+    /// The element type of most bytes of weights.
+    pub fn dtype(&self) -> Option<DType> {
+        self.steps.last().and_then(|step| main_dtype(&step.graph))
+    }
+
+    /// What LoRA keeps for the backward pass and LoRA-FA does not, largest first.
+    pub fn released(&self) -> Vec<SavedActivation> {
+        let saved = |method| {
+            let step = self.step(method);
+            step.map_or(Vec::new(), |s| s.plan.all_saved(&s.graph))
+        };
+        let kept: BTreeSet<_> = saved(Method::LoraFa).iter().map(|s| s.id).collect();
+        let mut released = saved(Method::Lora);
+        released.retain(|s| !kept.contains(&s.id));
+        released
     }
 }
 
@@ -63,6 +78,19 @@ pub fn compile(model: &ModelFile, args: &TrainingArgs) -> Result<Compiled, Error
     let mut cx = PassCx::new(options(args, &dims)?);
     run(registry::PREPARE, &mut graph, &mut cx)?;
     let mut notes = noted("all methods", &mut cx);
+    refuse_flags_of_injection(&graph, args)?;
+    let alone = graph.adapters().is_empty() && args.lora.rank.is_none();
+    if alone && args.method == MethodArg::Full {
+        let (step, more) = full(graph, cx.options)?;
+        notes.extend(more);
+        let (steps, certificate) = (vec![step], None);
+        return Ok(Compiled {
+            dims,
+            steps,
+            certificate,
+            notes,
+        });
+    }
 
     // The two branches share nothing but the prepared graph.
     let (options, prepared) = (&cx.options, &graph);
@@ -75,16 +103,39 @@ pub fn compile(model: &ModelFile, args: &TrainingArgs) -> Result<Compiled, Error
         )
     });
     // What is wrong with adapters is said first, whichever branch was faster.
-    let (lora, lora_fa, certificate, adapted_notes) = adapted?;
-    let (full, full_notes) = full?;
-    notes.extend(full_notes);
-    notes.extend(adapted_notes);
+    let adapted = adapted?;
+    let (full, more) = full?;
+    notes.extend(more);
+    notes.extend(adapted.notes);
     Ok(Compiled {
         dims,
-        steps: [full, lora, lora_fa],
-        certificate,
+        steps: vec![full, adapted.lora, adapted.lora_fa],
+        certificate: adapted.certificate,
         notes,
     })
+}
+
+/// Refuses flags that would be without effect: they are about adapters that are injected.
+fn refuse_flags_of_injection(graph: &Graph, args: &TrainingArgs) -> Result<(), Error> {
+    let lora = &args.lora;
+    let given = [
+        ("--alpha", lora.alpha.is_some()),
+        ("--rslora", lora.rslora),
+        ("--init-a", lora.init_a.is_some()),
+        ("--targets", lora.targets.is_some()),
+        ("--exclude", lora.exclude.is_some()),
+        ("--layers", !lora.layers.is_empty()),
+        ("--rank-pattern", !lora.rank_pattern.is_empty()),
+        ("--alpha-pattern", !lora.alpha_pattern.is_empty()),
+    ];
+    match given.iter().find(|(_, given)| *given) {
+        Some((flag, _)) if !graph.adapters().is_empty() => Err(Error::Args(format!(
+            "{flag} is for adapters that are injected, and the model has {}: leave it out, or give \
+             --replace-adapters",
+            graph.adapters().len()
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// The step that trains every weight.
@@ -98,11 +149,16 @@ fn full(mut graph: Graph, options: Options) -> Result<(Step, Vec<String>), Error
     Ok((step(Method::Full, graph)?, notes))
 }
 
-/// The steps that train adapters: LoRA's, and LoRA-FA's made of it.
-fn adapted(
-    mut lora: Graph,
-    options: Options,
-) -> Result<(Step, Step, Certificate, Vec<String>), Error> {
+/// The steps that train adapters.
+struct Adapted {
+    lora: Step,
+    lora_fa: Step,
+    certificate: Option<Certificate>,
+    notes: Vec<String>,
+}
+
+/// LoRA's step, and LoRA-FA's made of it.
+fn adapted(mut lora: Graph, options: Options) -> Result<Adapted, Error> {
     let mut cx = PassCx::new(Options {
         method: Method::Lora,
         ..options
@@ -114,10 +170,12 @@ fn adapted(
     cx.options.method = Method::LoraFa;
     run(registry::FREEZE, &mut lora_fa, &mut cx)?;
     notes.extend(noted("lora-fa", &mut cx));
-    let certificate = cx.certificate.take();
-    let certificate = certificate.unwrap_or(Certificate { proofs: Vec::new() });
-    let lora = step(Method::Lora, lora)?;
-    Ok((lora, step(Method::LoraFa, lora_fa)?, certificate, notes))
+    Ok(Adapted {
+        lora: step(Method::Lora, lora)?,
+        lora_fa: step(Method::LoraFa, lora_fa)?,
+        certificate: cx.certificate,
+        notes,
+    })
 }
 
 /// What the passes noted since the last call, under the methods that they ran for.
@@ -189,14 +247,17 @@ fn options(args: &TrainingArgs, dims: &Dims) -> Result<Options, Error> {
     let lora = &args.lora;
     let refused =
         |flag: &str, error: &dyn std::fmt::Display| Error::Args(format!("{flag}: {error}"));
-    let targets = Targets::parse(&lora.targets).map_err(|e| refused("--targets", &e))?;
+    let targets = lora
+        .targets
+        .as_deref()
+        .map_or(Ok(Targets::AllLinear), Targets::parse);
     let exclude = lora.exclude.as_deref().map(Targets::parse).transpose();
     let inject = InjectOptions {
         rank: lora.rank,
         alpha: lora.alpha,
         rslora: lora.rslora,
-        init_a: lora.init_a.into(),
-        targets,
+        init_a: lora.init_a.unwrap_or(InitArg::Kaiming).into(),
+        targets: targets.map_err(|e| refused("--targets", &e))?,
         exclude: exclude.map_err(|e| refused("--exclude", &e))?,
         layers_to_transform: lora.layers.clone(),
         rank_pattern: Patterns::new(lora.rank_pattern.iter().map(|(k, n)| (k, *n)))
@@ -222,9 +283,4 @@ fn options(args: &TrainingArgs, dims: &Dims) -> Result<Options, Error> {
             ..AdamW::default()
         },
     })
-}
-
-/// The element type that the step computes in: that of most bytes of weights.
-pub fn dtype(graph: &Graph) -> Option<DType> {
-    lorafa_passes::convert_precision::main_dtype(graph)
 }

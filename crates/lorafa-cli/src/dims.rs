@@ -19,9 +19,9 @@ const DEFAULT_SEQ: i64 = 1024;
 pub struct Dims {
     /// A number for every symbol of the graph that has one.
     pub bindings: Bindings,
-    /// The batch, if the model has one.
+    /// The batch of the main input, if the model has one.
     pub batch: Option<i64>,
-    /// The sequence, if the model has one.
+    /// The length of the main input, if the model has one.
     pub seq: Option<i64>,
     /// Lines for the report: what was not given and how to give it.
     pub notes: Vec<String>,
@@ -93,52 +93,69 @@ fn bind(bindings: &mut Bindings, symbol: &Arc<str>, number: i64) -> Result<(), S
     }
 }
 
-/// The inputs that hold one entry a sequence and position: integers, of two axes.
+/// The inputs whose first axis is the batch and whose second is the sequence: token ids and
+/// embeddings, masks and labels. The main one comes first.
 fn data_inputs(graph: &Graph) -> Vec<(Arc<str>, Vec<Dim>)> {
-    graph
+    const OTHERS: [&str; 2] = ["position_ids", "cache_position"];
+    const MAIN: [&str; 2] = ["input_ids", "inputs_embeds"];
+    let mut inputs: Vec<(Arc<str>, Vec<Dim>)> = graph
         .params()
-        .filter(|(_, p)| p.role == Role::Input && !p.ty.dtype.is_float() && p.ty.rank() >= 1)
-        .filter(|(_, p)| &*p.name != "position_ids" && &*p.name != "cache_position")
+        .filter(|(_, p)| p.role == Role::Input && (1..=3).contains(&p.ty.rank()))
+        .filter(|(_, p)| !OTHERS.contains(&&*p.name))
         .map(|(_, p)| (p.name.clone(), p.ty.shape.to_vec()))
-        .collect()
+        .collect();
+    inputs.sort_by_key(|(name, _)| !MAIN.contains(&&**name));
+    inputs
 }
 
-/// Binds the symbols on one axis; returns what the axis is in the first input.
+/// Binds the symbols on one axis to one number, and returns it: that of the main input.
 fn flag(graph: &Graph, flag: &Flag, dims: &mut Dims) -> Result<Option<i64>, String> {
-    let mut free: BTreeSet<Arc<str>> = BTreeSet::new();
-    let mut first = None;
+    let mut main = None;
+    let mut symbols: Vec<Arc<str>> = Vec::new();
     for (input, shape) in data_inputs(graph) {
-        // Labels of a classification have a batch only, masks made by the user four axes.
-        let Some(dim) = shape.get(flag.axis).filter(|_| shape.len() <= 2) else {
+        let Some(dim) = shape.get(flag.axis) else {
             continue;
         };
-        match (dim.known(), flag.given, dim.as_symbol()) {
-            (Some(fixed), Some(given), _) if fixed != given => {
-                return Err(contradiction(&input, flag, fixed, given));
-            }
-            (Some(fixed), ..) => first = first.or(Some(fixed)),
-            (None, _, Some(symbol)) => {
-                if !dims.bindings.contains_key(symbol) {
-                    free.insert(symbol.clone());
-                }
-                first = first.or(dims.bindings.get(symbol).copied());
-            }
-            (None, _, None) => {}
+        if let (Some(fixed), Some(given)) = (dim.known(), flag.given)
+            && fixed != given
+        {
+            return Err(contradiction(&input, flag, fixed, given));
         }
+        symbols.extend(dim.as_symbol().filter(|s| !symbols.contains(s)).cloned());
+        main.get_or_insert(dim.clone());
     }
-    let number = flag.given.unwrap_or(flag.default);
-    for symbol in &free {
-        bind(&mut dims.bindings, symbol, number)?;
-    }
-    if !free.is_empty() && flag.given.is_none() {
-        let names: Vec<&str> = free.iter().map(|s| &**s).collect();
-        dims.notes.push(format!(
-            "{} = {number} by default: set it with --{} N",
-            names.join(" = "),
-            flag.name
+    let Some(main) = main else {
+        return Ok(None);
+    };
+    let bound = match main.as_symbol() {
+        Some(symbol) => dims.bindings.get(symbol).copied(),
+        None => main.known(),
+    };
+    if let (Some(number), Some(given), Some(symbol)) = (bound, flag.given, main.as_symbol())
+        && number != given
+    {
+        let name = flag.name;
+        return Err(format!(
+            "--{name} {given}: the dimension {symbol} is {number} already"
         ));
     }
-    Ok(first.or((!free.is_empty()).then_some(number)))
+    let number = bound.or(flag.given).unwrap_or(flag.default);
+    for symbol in symbols {
+        if dims.bindings.contains_key(&symbol) {
+            continue;
+        }
+        bind(&mut dims.bindings, &symbol, number)?;
+        let is_main = main.as_symbol() == Some(&symbol);
+        if is_main && flag.given.is_none() {
+            let name = flag.name;
+            let note = format!("{symbol} = {number} by default: set it with --{name} N");
+            dims.notes.push(note);
+        } else if !is_main && flag.axis > 0 {
+            let note = format!("{symbol} = {number}, too: set it with --dim {symbol}=N");
+            dims.notes.push(note);
+        }
+    }
+    Ok(Some(number))
 }
 
 fn contradiction(input: &str, flag: &Flag, fixed: i64, given: i64) -> String {

@@ -1,8 +1,8 @@
 //! The report as JSON.
 
 use crate::compile::Compiled;
-use lorafa_ir::text::ValueDisplay;
-use lorafa_passes::pass::Method;
+use lorafa_ir::ValueId;
+use lorafa_passes::freeze_lora_a::Certificate;
 use lorafa_plan::MethodReport;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -14,16 +14,16 @@ struct Report<'a> {
     dtype: Option<String>,
     dims: BTreeMap<&'a str, i64>,
     methods: BTreeMap<&'static str, &'a MethodReport>,
-    certificate: Certificate<'a>,
+    certificate: Option<Certified<'a>>,
 }
 
 #[derive(Serialize)]
-struct Certificate<'a> {
+struct Certified<'a> {
     adapters: usize,
     released: usize,
     kept: Vec<Kept<'a>>,
-    /// The tensors that LoRA keeps for the backward pass and LoRA-FA does not; adapters that read
-    /// the same input share one.
+    /// What LoRA keeps for the backward pass and LoRA-FA does not; adapters that read the same input
+    /// share one.
     released_tensors: Vec<Released>,
 }
 
@@ -37,32 +37,30 @@ struct Kept<'a> {
 #[derive(Serialize)]
 struct Released {
     value: String,
-    modules: Vec<String>,
+    adapters: Vec<String>,
     bytes: u64,
 }
 
 /// The report as JSON text, with a final newline.
-pub fn json(model: &str, compiled: &Compiled, reports: &[MethodReport; 3]) -> String {
-    let step = compiled.step(Method::LoraFa);
-    let mut dims: BTreeMap<&str, i64> = compiled
-        .dims
-        .bindings
-        .iter()
-        .map(|(name, n)| (&**name, *n))
-        .collect();
-    dims.extend(compiled.dims.batch.map(|n| ("batch", n)));
-    dims.extend(compiled.dims.seq.map(|n| ("seq", n)));
-    let methods = Method::ALL
-        .iter()
-        .map(|(_, name)| *name)
-        .zip(reports)
-        .collect();
+pub fn json(model: &str, compiled: &Compiled, reports: &[MethodReport]) -> String {
+    let symbols = compiled.dims.bindings.iter();
+    let mut dims: BTreeMap<&str, i64> = symbols.map(|(name, n)| (&**name, *n)).collect();
+    // A symbol of that name is what it is.
+    for (name, number) in [("batch", compiled.dims.batch), ("seq", compiled.dims.seq)] {
+        if let Some(number) = number {
+            dims.entry(name).or_insert(number);
+        }
+    }
+    let methods = compiled.steps.iter().map(|step| step.method.name());
     let report = Report {
         model,
-        dtype: crate::compile::dtype(&step.graph).map(|d| d.to_string()),
+        dtype: compiled.dtype().map(|d| d.to_string()),
         dims,
-        methods,
-        certificate: certificate(compiled),
+        methods: methods.zip(reports).collect(),
+        certificate: compiled
+            .certificate
+            .as_ref()
+            .map(|c| certified(c, compiled)),
     };
     // Maps with string keys, strings and integers: nothing that serialization could refuse.
     let mut text = serde_json::to_string_pretty(&report).unwrap_or_default();
@@ -70,9 +68,7 @@ pub fn json(model: &str, compiled: &Compiled, reports: &[MethodReport; 3]) -> St
     text
 }
 
-fn certificate(compiled: &Compiled) -> Certificate<'_> {
-    let certificate = &compiled.certificate;
-    let graph = &compiled.step(Method::LoraFa).graph;
+fn certified<'a>(certificate: &'a Certificate, compiled: &Compiled) -> Certified<'a> {
     let kept = certificate.proofs.iter().filter_map(|proof| {
         let keeper = proof.kept.as_ref()?;
         Some(Kept {
@@ -81,22 +77,18 @@ fn certificate(compiled: &Compiled) -> Certificate<'_> {
             reason: &keeper.reason,
         })
     });
-    let tensors = certificate
-        .released_tensors()
-        .into_iter()
-        .map(|(root, bytes)| Released {
-            value: match &graph.value(root).name {
-                Some(name) => name.to_string(),
-                None => ValueDisplay(graph, root).to_string(),
-            },
-            modules: certificate
-                .released()
-                .filter(|proof| proof.root == root)
-                .map(|proof| proof.module.to_string())
-                .collect(),
-            bytes,
-        });
-    Certificate {
+    let readers = |root: ValueId| {
+        let proofs = certificate
+            .released()
+            .filter(move |proof| proof.root == root);
+        proofs.map(|proof| proof.module.to_string()).collect()
+    };
+    let tensors = compiled.released().into_iter().map(|tensor| Released {
+        adapters: readers(tensor.id),
+        value: tensor.value,
+        bytes: tensor.bytes,
+    });
+    Certified {
         adapters: certificate.proofs.len(),
         released: certificate.released().count(),
         kept: kept.collect(),

@@ -24,7 +24,8 @@ pub use error::Error;
 use args::{Cli, Command, CompileArgs, DumpArgs};
 use lorafa_onnx::file::ModelFile;
 use lorafa_passes::pass::Method;
-use std::io::Write;
+use lorafa_plan::MethodReport;
+use std::io::{ErrorKind, Write};
 use std::path::Path;
 
 /// Does what the command line asks for; what is for standard output goes to `out`.
@@ -47,38 +48,52 @@ fn dump(args: &DumpArgs, out: &mut dyn Write) -> Result<(), Error> {
 }
 
 fn main_job(path: &Path, args: &CompileArgs, out: &mut dyn Write) -> Result<(), Error> {
+    let json_out = args.json.as_deref() == Some(Path::new("-"));
+    if json_out && args.explain {
+        return Err(Error::Args(
+            "--explain: standard output holds the JSON report".into(),
+        ));
+    }
     let model = ModelFile::open(path)?;
     let compiled = compile::compile(&model, &args.training)?;
     let method = Method::from(args.training.method);
-    let mut written = output::prepare(args, &model, &compiled.step(method).graph)?;
+    let step = compiled.step(method);
+    let step =
+        step.ok_or_else(|| Error::Args(format!("there is no step for {}", method.name())))?;
 
-    let reports = compiled
+    let reports: Vec<MethodReport> = compiled
         .steps
-        .each_ref()
-        .map(|s| s.plan.report(&s.graph, args.reserve));
+        .iter()
+        .map(|s| s.plan.report(&s.graph, args.reserve))
+        .collect();
     let name = file_name(path);
     let json = args
         .json
-        .as_deref()
-        .map(|path| (path, json::json(&name, &compiled, &reports)));
-    written.commit(json.as_ref().map(|(path, text)| (*path, text.as_str())))?;
+        .as_ref()
+        .map(|_| json::json(&name, &compiled, &reports));
+    let output = output::prepare(args, &model, &step.graph, json.as_deref())?;
 
-    if let Some((path, text)) = &json
-        && *path == Path::new("-")
-    {
-        return Ok(out.write_all(text.as_bytes())?);
-    }
-    out.write_all(report::text(&name, &compiled, &reports).as_bytes())?;
+    let mut text = match json {
+        Some(json) if json_out => json,
+        _ => report::text(&name, &compiled, &reports),
+    };
     if args.explain {
-        writeln!(out, "\nwhat the passes did")?;
-        for note in &compiled.notes {
-            writeln!(out, "  {note}")?;
-        }
+        text.push_str("\nwhat the passes did\n");
+        compiled
+            .notes
+            .iter()
+            .for_each(|note| text.push_str(&format!("  {note}\n")));
     }
-    if let Some(path) = written.path() {
-        writeln!(out, "\nwrote {} ({})", path.display(), method.name())?;
+    if let Some(path) = output.path().filter(|_| !json_out) {
+        text.push_str(&format!("\nwrote {} ({})\n", path.display(), method.name()));
     }
-    Ok(())
+    // Said before it is done: where it cannot be said, nothing is written.
+    let said = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    match said {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error.into()),
+        // Whoever read our output has seen enough of it; the files are wanted all the same.
+        _ => output.commit(),
+    }
 }
 
 /// The model as the report calls it: its file's name, so that the report does not depend on where

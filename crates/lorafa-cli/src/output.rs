@@ -9,31 +9,51 @@ use lorafa_onnx::export::{ExportOptions, export};
 use lorafa_onnx::external::ExternalStore;
 use lorafa_onnx::file::ModelFile;
 use lorafa_onnx::write::Staged;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-/// The model to write, still under another name.
+/// The files to write, still under other names.
 #[derive(Debug)]
 pub struct Output {
-    staged: Option<Staged>,
+    staged: Vec<Staged>,
     path: Option<PathBuf>,
 }
 
-/// Makes the model that `args` ask for, if they do.
+/// Makes the files that `args` ask for: the model, and the JSON report unless it is for standard
+/// output.
 ///
 /// # Errors
 ///
-/// A step that ONNX cannot express, weights that cannot be read, a folder that takes no files.
-pub fn prepare(args: &CompileArgs, model: &ModelFile, step: &Graph) -> Result<Output, Error> {
-    if args.no_write {
-        return Ok(Output {
-            staged: None,
-            path: None,
-        });
+/// A step that ONNX cannot express, weights that cannot be read, a path that takes no file or holds
+/// what the job reads.
+pub fn prepare(
+    args: &CompileArgs,
+    model: &ModelFile,
+    step: &Graph,
+    json: Option<&str>,
+) -> Result<Output, Error> {
+    let json_path = args.json.as_deref().filter(|path| *path != Path::new("-"));
+    let path = args.output.clone();
+    let path = path.unwrap_or_else(|| model.path().with_extension("lorafa.onnx"));
+    let path = (!args.no_write).then_some(path);
+    refuse_to_overwrite(model, step, path.as_deref(), json_path)?;
+
+    let mut staged = Vec::new();
+    if let (Some(path), Some(text)) = (json_path, json) {
+        staged.push(Staged::new(path, text.as_bytes())?);
     }
-    let path = args
-        .output
-        .clone()
-        .unwrap_or_else(|| default_path(model.path()));
+    if let Some(path) = &path {
+        staged.push(stage_model(args, model, step, path)?);
+    }
+    Ok(Output { staged, path })
+}
+
+fn stage_model(
+    args: &CompileArgs,
+    model: &ModelFile,
+    step: &Graph,
+    path: &Path,
+) -> Result<Staged, Error> {
     let detached;
     let step = if args.with_optimizer {
         step
@@ -41,10 +61,10 @@ pub fn prepare(args: &CompileArgs, model: &ModelFile, step: &Graph) -> Result<Ou
         detached = without_optimizer(step)?;
         &detached
     };
-    if !args.embed_weights && has_external(step) && !same_folder(&path, model.path()) {
+    if !args.embed_weights && !external(step).is_empty() && folder(path) != folder(model.path()) {
         return Err(Error::Args(format!(
-            "{}: the model's weights are in files next to it, and a written model refers to such files in its own \
-             folder: write it next to the model, or give --embed-weights",
+            "{}: the model's weights are in files next to it, and a written model refers to such \
+             files in its own folder: write it next to the model, or give --embed-weights",
             path.display()
         )));
     }
@@ -52,12 +72,9 @@ pub fn prepare(args: &CompileArgs, model: &ModelFile, step: &Graph) -> Result<Ou
     let options = ExportOptions {
         store: &store,
         embed_weights: args.embed_weights,
+        trained_inputs: args.with_optimizer,
     };
-    let staged = Staged::model(&path, &export(step, &options)?)?;
-    Ok(Output {
-        staged: Some(staged),
-        path: Some(path),
-    })
+    Ok(Staged::model(path, &export(step, &options)?)?)
 }
 
 impl Output {
@@ -66,42 +83,63 @@ impl Output {
         self.path.as_deref()
     }
 
-    /// Gives the model its name, and writes the JSON next to it unless it is for standard output.
+    /// Gives the files their names.
     ///
     /// # Errors
     ///
-    /// As [`Staged::new`] and [`Staged::commit`].
-    pub fn commit(&mut self, json: Option<(&Path, &str)>) -> Result<(), Error> {
-        let json = json.filter(|(path, _)| *path != Path::new("-"));
-        let json = json
-            .map(|(path, text)| Staged::new(path, text.as_bytes()))
-            .transpose()?;
-        for staged in [json, self.staged.take()].into_iter().flatten() {
+    /// As [`Staged::commit`].
+    pub fn commit(self) -> Result<(), Error> {
+        for staged in self.staged {
             staged.commit()?;
         }
         Ok(())
     }
 }
 
-/// `model.lorafa.onnx` for `model.onnx`, in the same folder.
-fn default_path(model: &Path) -> PathBuf {
-    model.with_extension("lorafa.onnx")
+/// Refuses outputs in the place of what is read, and two in one place.
+fn refuse_to_overwrite(
+    model: &ModelFile,
+    step: &Graph,
+    output: Option<&Path>,
+    json: Option<&Path>,
+) -> Result<(), Error> {
+    let mut taken = vec![(real(model.path()), "the model")];
+    let weights = external(step).into_iter();
+    taken.extend(weights.map(|location| (real(&model.folder().join(location)), "the weights")));
+    for path in [output, json].into_iter().flatten() {
+        let own = real(path);
+        if let Some((_, what)) = taken.iter().find(|(path, _)| *path == own) {
+            let path = path.display();
+            return Err(Error::Args(format!(
+                "{path}: this is {what}; write to another file"
+            )));
+        }
+        taken.push((own, "the written model"));
+    }
+    Ok(())
 }
 
-fn has_external(graph: &Graph) -> bool {
-    graph
-        .params()
-        .any(|(_, param)| matches!(param.stored.data, Data::External(_)))
-}
-
-/// Whether two files are in one folder, links followed where they can be.
-fn same_folder(a: &Path, b: &Path) -> bool {
-    let folder = |path: &Path| {
-        let parent = path
-            .parent()
-            .filter(|p| !p.as_os_str().is_empty())
-            .unwrap_or(Path::new("."));
-        parent.canonicalize().unwrap_or_else(|_| parent.to_owned())
+/// The files that hold weights of the step.
+fn external(step: &Graph) -> BTreeSet<&str> {
+    let location = |data| match data {
+        &Data::External(ref external) => Some(&*external.location),
+        _ => None,
     };
-    folder(a) == folder(b)
+    step.params()
+        .filter_map(|(_, param)| location(&param.stored.data))
+        .collect()
+}
+
+/// A path with links followed, as far as it exists.
+fn real(path: &Path) -> PathBuf {
+    let canonical = path.canonicalize().ok();
+    let named = || Some(folder(path).join(path.file_name()?));
+    canonical.or_else(named).unwrap_or_else(|| path.to_owned())
+}
+
+/// The folder that a file is in, links followed.
+fn folder(path: &Path) -> PathBuf {
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty());
+    let parent = parent.unwrap_or(Path::new("."));
+    parent.canonicalize().unwrap_or_else(|_| parent.to_owned())
 }

@@ -1,6 +1,6 @@
 //! The report as text.
 
-use crate::compile::{Compiled, Step};
+use crate::compile::Compiled;
 use crate::units::{bytes, count};
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use lorafa_passes::freeze_lora_a::Certificate;
@@ -14,13 +14,23 @@ use std::fmt::Write;
 const LISTED: usize = 12;
 
 /// The report: memory by method, what the backward pass keeps, and the certificate.
-pub fn text(model: &str, compiled: &Compiled, reports: &[MethodReport; 3]) -> String {
+pub fn text(model: &str, compiled: &Compiled, reports: &[MethodReport]) -> String {
     let mut text = String::new();
     heading(&mut text, model, compiled);
-    memory(&mut text, reports);
-    saved(&mut text, compiled, reports);
-    released(&mut text, compiled);
-    certificate(&mut text, &compiled.certificate);
+    let columns: Vec<(Method, &MethodReport)> = compiled
+        .steps
+        .iter()
+        .map(|s| s.method)
+        .zip(reports)
+        .collect();
+    memory(&mut text, &columns);
+    if let Some((method, report)) = columns.last() {
+        saved(&mut text, *method, report);
+    }
+    if let Some(certificate) = &compiled.certificate {
+        released(&mut text, &compiled.released());
+        certified(&mut text, certificate);
+    }
     text
 }
 
@@ -32,8 +42,9 @@ macro_rules! line {
 }
 
 fn heading(text: &mut String, model: &str, compiled: &Compiled) {
-    let graph = &compiled.step(Method::LoraFa).graph;
-    let dtype = crate::compile::dtype(graph).map_or("no floats".to_owned(), |d| d.to_string());
+    let dtype = compiled
+        .dtype()
+        .map_or("no floats".to_owned(), |d| d.to_string());
     let named = [("batch", compiled.dims.batch), ("seq", compiled.dims.seq)];
     let dims = named
         .iter()
@@ -42,14 +53,26 @@ fn heading(text: &mut String, model: &str, compiled: &Compiled) {
     for note in &compiled.dims.notes {
         line!(text, "{note}");
     }
-    let ranks: BTreeSet<u64> = graph.adapters().iter().map(|a| a.rank).collect();
+    let adapters = compiled
+        .steps
+        .last()
+        .map_or(&[][..], |s| s.graph.adapters());
+    let ranks: BTreeSet<u64> = adapters.iter().map(|a| a.rank).collect();
     let ranks: Vec<String> = ranks.iter().map(u64::to_string).collect();
-    line!(
-        text,
-        "{} adapters of rank {}",
-        graph.adapters().len(),
-        ranks.join(", ")
-    );
+    match adapters.len() {
+        0 => line!(text, "no adapters: --rank R compares with LoRA and LoRA-FA"),
+        n => line!(
+            text,
+            "{} of rank {}",
+            counted(n as u64, "adapter"),
+            ranks.join(", ")
+        ),
+    }
+}
+
+/// A number of things: `1 adapter`, `2 adapters`.
+fn counted(n: u64, thing: &str) -> String {
+    format!("{} {thing}{}", count(n), if n == 1 { "" } else { "s" })
 }
 
 fn table() -> Table {
@@ -71,15 +94,15 @@ fn right(text: impl ToString) -> Cell {
     Cell::new(text).set_alignment(CellAlignment::Right)
 }
 
-fn memory(text: &mut String, reports: &[MethodReport; 3]) {
+fn memory(text: &mut String, columns: &[(Method, &MethodReport)]) {
     let mut table = table();
     let row = |name: &str, cell: &dyn Fn(&MethodReport) -> String| {
-        let cells = reports.iter().map(|r| right(cell(r)));
+        let cells = columns.iter().map(|(_, report)| right(cell(report)));
         std::iter::once(Cell::new(name))
             .chain(cells)
             .collect::<Vec<_>>()
     };
-    let titles = ["full", "LoRA", "LoRA-FA"].map(right);
+    let titles = columns.iter().map(|(method, _)| right(title(*method)));
     table.add_row(std::iter::once(Cell::new("memory at the peak")).chain(titles));
     for category in Category::ALL {
         table.add_row(row(label(category), &|r| bytes(r.breakdown[category])));
@@ -97,21 +120,34 @@ fn memory(text: &mut String, reports: &[MethodReport; 3]) {
     table.add_row(row("trained parameters", &|r| count(r.trainable_params)));
     line!(text, "");
     show(text, &table);
-    for (report, (_, method)) in reports.iter().zip(Method::ALL) {
+    for (method, report) in columns {
         let place = match &*report.peak_module {
             "" => String::new(),
             module => format!(" in {module}"),
         };
-        line!(text, "the peak of {method} is at {}{place}", report.peak_op);
+        line!(
+            text,
+            "the peak of {} is at {}{place}",
+            title(*method),
+            report.peak_op
+        );
     }
-    if reports
-        .iter()
-        .all(|r| r.breakdown[Category::RuntimeReserve] == 0)
-    {
+    let reserve =
+        |(_, report): &(Method, &MethodReport)| report.breakdown[Category::RuntimeReserve];
+    if columns.iter().all(|column| reserve(column) == 0) {
         line!(
             text,
             "not counted: the CUDA context and cuBLAS workspaces (--reserve 544MiB)"
         );
+    }
+}
+
+/// A method as people write it.
+fn title(method: Method) -> &'static str {
+    match method {
+        Method::Full => "full",
+        Method::Lora => "LoRA",
+        Method::LoraFa => "LoRA-FA",
     }
 }
 
@@ -191,47 +227,28 @@ fn list(text: &mut String, last: Option<&str>, groups: &[(Vec<String>, Group)]) 
     }
 }
 
-fn saved(text: &mut String, compiled: &Compiled, reports: &[MethodReport; 3]) {
-    line!(text, "\nsaved activations of LoRA-FA, largest first");
-    let index = Method::ALL
-        .iter()
-        .position(|(m, _)| *m == Method::LoraFa)
-        .unwrap_or(0);
-    let _ = compiled;
-    list(text, Some("read by"), &grouped(&reports[index].saved));
-}
-
-fn all_saved(step: &Step) -> Vec<SavedActivation> {
-    step.plan.all_saved(&step.graph)
-}
-
-/// What LoRA keeps for the backward pass and LoRA-FA does not.
-fn released(text: &mut String, compiled: &Compiled) {
-    let (lora, lora_fa) = (compiled.step(Method::Lora), compiled.step(Method::LoraFa));
-    let kept: BTreeSet<_> = all_saved(lora_fa).iter().map(|s| s.id).collect();
-    let released: Vec<SavedActivation> = all_saved(lora)
-        .into_iter()
-        .filter(|s| !kept.contains(&s.id))
-        .collect();
-    let sum: u64 = released.iter().map(|s| s.bytes).sum();
+fn saved(text: &mut String, method: Method, report: &MethodReport) {
     line!(
         text,
-        "\nreleased by LoRA-FA: {} in {} tensors",
-        bytes(sum),
-        released.len()
+        "\nsaved activations of {}, largest first",
+        title(method)
     );
+    list(text, Some("read by"), &grouped(&report.saved));
+}
+
+fn released(text: &mut String, released: &[SavedActivation]) {
+    let sum = released.iter().map(|s| s.bytes).sum();
+    let tensors = counted(released.len() as u64, "tensor");
+    line!(text, "\nreleased by LoRA-FA: {} in {tensors}", bytes(sum));
     if !released.is_empty() {
-        list(text, None, &grouped(&released));
+        list(text, None, &grouped(released));
     }
 }
 
-fn certificate(text: &mut String, certificate: &Certificate) {
-    let released = certificate.released().count();
-    line!(
-        text,
-        "\ncertificate: {released} of {} adapters release x",
-        certificate.proofs.len()
-    );
+fn certified(text: &mut String, certificate: &Certificate) {
+    let (released, all) = (certificate.released().count(), certificate.proofs.len());
+    let all = counted(all as u64, "adapter");
+    line!(text, "\ncertificate: {released} of {all} release x");
     let mut kept: BTreeMap<(String, String, &str), u64> = BTreeMap::new();
     for proof in &certificate.proofs {
         if let Some(keeper) = &proof.kept {

@@ -293,3 +293,128 @@ fn output_that_cannot_be_written() {
         &["taken.lorafa.onnx", "folder"],
     );
 }
+
+#[test]
+fn outputs_never_replace_what_is_read_or_is_no_file() {
+    let job = Job::new();
+    let mut model = onnx::decode(&example(LLAMA));
+    make_external(
+        weight(&mut model, "q_proj.base_layer.weight"),
+        "weights.bin",
+        0,
+    );
+    fs::write(job.path("model.onnx"), onnx::encode(&model)).unwrap();
+    fs::write(job.path("weights.bin"), [7u8; 1 << 16]).unwrap();
+    let to = |flags: &[&'static str]| [&["model.onnx", "--rank", "4"], &SIZES[..], flags].concat();
+    job.refused(&to(&["-o", "model.onnx"]), &["this is the model"]);
+    job.refused(&to(&["--json", "model.onnx"]), &["this is the model"]);
+    job.refused(&to(&["-o", "weights.bin"]), &["this is the weights"]);
+    job.refused(
+        &to(&["-o", "a", "--json", "a"]),
+        &["this is the written model"],
+    );
+    std::os::unix::fs::symlink("weights.bin", job.path("link")).unwrap();
+    job.refused(&to(&["-o", "link"]), &["this is the weights"]);
+    let _socket = std::os::unix::net::UnixListener::bind(job.path("socket")).unwrap();
+    job.refused(&to(&["-o", "socket"]), &["no regular file"]);
+    fs::write(job.path("kept"), "kept").unwrap();
+    let mut permissions = fs::metadata(job.path("kept")).unwrap().permissions();
+    permissions.set_readonly(true);
+    fs::set_permissions(job.path("kept"), permissions).unwrap();
+    job.refused(&to(&["--json", "kept"]), &["read-only"]);
+}
+
+#[test]
+fn flags_that_would_do_nothing() {
+    let job = Job::new();
+    copy_example(&job, LLAMA, "lora.onnx");
+    let lora = |flags: &[&'static str]| [&["lora.onnx"], &SIZES[..], flags].concat();
+    job.refused(
+        &lora(&["--alpha", "8"]),
+        &["--alpha", "has 14", "--replace-adapters"],
+    );
+    job.refused(&lora(&["--targets", "q_proj"]), &["--targets", "has 14"]);
+    job.refused(
+        &lora(&["--loss", "causal-lm"]),
+        &["--loss causal-lm", "\"loss\""],
+    );
+    job.refused(&lora(&["--json", "-", "--explain"]), &["--explain"]);
+    job.refused(
+        &lora(&["--no-write", "--with-optimizer"]),
+        &["--with-optimizer"],
+    );
+    let twice = [
+        "lora.onnx",
+        "--dim",
+        "batch=3",
+        "--batch",
+        "2",
+        "--seq",
+        "8",
+    ];
+    job.refused(&twice, &["--batch 2", "batch is 3"]);
+}
+
+#[test]
+fn a_sequence_longer_than_the_models_positions() {
+    let job = Job::new();
+    let gpt2 = "gpt2-tiny-lora-r4-dynamo-opt-sdpa-fp32-eval-loss-dyn.onnx";
+    copy_example(&job, gpt2, "gpt2.onnx");
+    let message = ["wpe.weight", "32 positions", "1023", "--seq"];
+    job.refused(&["gpt2.onnx", "--batch", "2"], &message);
+    job.done(&["gpt2.onnx", "--batch", "2", "--seq", "32"]);
+}
+
+#[test]
+fn an_adapter_of_a_form_that_is_not_known() {
+    // B is read by another product: x·A goes nowhere.
+    refuses_changed(LLAMA, &["lora_A", "known form"], |m| {
+        let down = "layers.0.mlp.down_proj.lora_B.default.weight";
+        let b = graph(m)
+            .node
+            .iter_mut()
+            .find(|n| n.input.iter().any(|i| i.ends_with(down)));
+        b.unwrap().op_type = Some("Abs".into());
+        b_is_no_transpose(m, down);
+    });
+}
+
+/// What `Abs` gives has the weight's shape: transpose it.
+fn b_is_no_transpose(model: &mut ModelProto, weight: &str) {
+    let nodes = &mut graph(model).node;
+    let abs = nodes
+        .iter()
+        .position(|n| n.input.iter().any(|i| i.ends_with(weight)))
+        .unwrap();
+    let mut swap = nodes[abs].clone();
+    let inner = format!("{}_abs", nodes[abs].output[0]);
+    nodes[abs].output[0].clone_from(&inner);
+    nodes[abs].attribute.clear();
+    swap.op_type = Some("Transpose".into());
+    swap.input = vec![inner];
+    nodes.insert(abs + 1, swap);
+}
+
+#[test]
+fn outputs_that_could_all_be_the_loss() {
+    refuses_changed(LLAMA, &["other_loss", "the_loss", "call the one"], |m| {
+        let first = graph(m).output[0].clone();
+        let mut rename = std::collections::BTreeMap::new();
+        for name in ["the_loss", "other_loss"] {
+            let mut output = first.clone();
+            output.name = Some(name.into());
+            rename.insert(name, output);
+        }
+        let loss = first.name().to_owned();
+        let outputs = rename.into_values().collect::<Vec<_>>();
+        for output in &outputs {
+            graph(m).node.push(NodeProto {
+                op_type: Some("Neg".into()),
+                input: vec![loss.clone()],
+                output: vec![output.name().to_owned()],
+                ..NodeProto::default()
+            });
+        }
+        graph(m).output = outputs;
+    });
+}

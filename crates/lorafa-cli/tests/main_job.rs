@@ -9,6 +9,7 @@ use std::fs;
 const LLAMA: &str = "llama-tiny-lora-r4-dynamo-noopt-sdpa-fp32-eval-loss-dyn.onnx";
 const PLAIN: &str = "llama-tiny-plain-dynamo-noopt-sdpa-fp32-eval-logits-dyn.onnx";
 const T5: &str = "t5-tiny-lora-r4-dynamo-noopt-sdpa-fp32-eval-loss-dyn.onnx";
+const T5_PLAIN: &str = "t5-tiny-plain-dynamo-opt-eager-fp32-eval-logits-dyn.onnx";
 const METHODS: [&str; 3] = ["full", "lora", "lora-fa"];
 
 fn json(job: &Job, args: &[&str]) -> Value {
@@ -236,7 +237,101 @@ fn explain_says_what_passes_did_not_do() {
         "{text}"
     );
     assert!(
-        text.contains("convert-precision: no precision was asked for"),
+        text.contains("convert-precision: the model is in f32"),
         "{text}"
     );
+}
+
+#[test]
+fn full_fine_tuning_alone_needs_no_rank() {
+    let job = Job::new();
+    copy_example(&job, PLAIN, "plain.onnx");
+    let report = json(
+        &job,
+        &[
+            "plain.onnx",
+            "--batch",
+            "2",
+            "--seq",
+            "8",
+            "--method",
+            "full",
+        ],
+    );
+    let methods: Vec<&String> = report["methods"].as_object().unwrap().keys().collect();
+    assert_eq!(methods, ["full"]);
+    assert_eq!(report["certificate"], Value::Null);
+}
+
+#[test]
+fn dimensions_are_those_of_the_main_input() {
+    let job = Job::new();
+    copy_example(&job, T5_PLAIN, "t5.onnx");
+    let args = ["t5.onnx", "--rank", "4", "--batch", "2", "--seq", "8"];
+    let report = json(&job, &[&args[..], &["--dim", "tgt_seq=6"]].concat());
+    assert_eq!(
+        report["dims"],
+        serde_json::json!({"batch": 2, "seq": 8, "tgt_seq": 6})
+    );
+    let text = job.done(&[&args[..], &["--no-write"]].concat());
+    assert!(
+        text.contains("tgt_seq = 8, too: set it with --dim tgt_seq=N"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_file_behind_a_link_is_replaced_and_the_link_stays() {
+    let job = Job::new();
+    copy_example(&job, LLAMA, "model.onnx");
+    fs::write(job.path("real.onnx"), "old").unwrap();
+    std::os::unix::fs::symlink("real.onnx", job.path("link.onnx")).unwrap();
+    job.done(&[
+        "model.onnx",
+        "--batch",
+        "2",
+        "--seq",
+        "8",
+        "-o",
+        "link.onnx",
+    ]);
+    assert!(
+        fs::symlink_metadata(job.path("link.onnx"))
+            .unwrap()
+            .is_symlink()
+    );
+    onnx::decode(&fs::read(job.path("real.onnx")).unwrap());
+}
+
+#[test]
+fn with_the_optimizer_trained_parameters_are_inputs_with_first_values() {
+    let job = Job::new();
+    copy_example(&job, LLAMA, "model.onnx");
+    job.done(&[
+        "model.onnx",
+        "--batch",
+        "2",
+        "--seq",
+        "8",
+        "--with-optimizer",
+    ]);
+    let graph = onnx::decode(&fs::read(job.path("model.lorafa.onnx")).unwrap())
+        .graph
+        .unwrap();
+    let inputs: Vec<&str> = graph.input.iter().map(|i| i.name()).collect();
+    let initializers: Vec<&str> = graph.initializer.iter().map(|t| t.name()).collect();
+    let updated = graph
+        .output
+        .iter()
+        .filter_map(|o| o.name().strip_prefix("updated::"));
+    let updated: Vec<&str> = updated.collect();
+    assert_eq!(updated.len(), 14);
+    for name in updated {
+        assert!(
+            inputs.contains(&name) && initializers.contains(&name),
+            "{name}"
+        );
+        assert!(inputs.contains(&&*format!("optim::m::{name}")), "{name}");
+    }
+    assert!(inputs.contains(&"optim::lr") && inputs.contains(&"optim::step"));
 }

@@ -91,6 +91,20 @@ impl DType {
         }
     }
 
+    /// An integer as this type holds it: the low bits; 0 or 1 for bool, unchanged for floats.
+    pub fn wrap(self, n: i64) -> i64 {
+        match self {
+            DType::I32 => i64::from(n as i32),
+            DType::I16 => i64::from(n as i16),
+            DType::I8 => i64::from(n as i8),
+            DType::U32 => i64::from(n as u32),
+            DType::U16 => i64::from(n as u16),
+            DType::U8 => i64::from(n as u8),
+            DType::Bool => i64::from(n != 0),
+            DType::I64 | DType::U64 | DType::F64 | DType::F32 | DType::F16 | DType::BF16 => n,
+        }
+    }
+
     /// What the reference interpreter, which is exact for floats, makes of `x`: integers and bool
     /// are rounded.
     pub(crate) fn exact(self, x: f64) -> f64 {

@@ -62,6 +62,15 @@ impl Staged {
         if path.is_dir() || path.file_name().is_none() {
             return Err(failed(WriteErrorKind::Directory));
         }
+        match fs::metadata(path) {
+            Ok(there) if !there.is_file() => return Err(failed(WriteErrorKind::NotAFile)),
+            Ok(there) if there.permissions().readonly() => {
+                return Err(failed(WriteErrorKind::ReadOnly));
+            }
+            _ => {}
+        }
+        // A link stays: what it points to is replaced.
+        let path = &path.canonicalize().unwrap_or_else(|_| path.to_owned());
         let (temporary, mut file) = Temporary::create(folder_of(path)).map_err(failed)?;
         file.write_all(bytes)
             .and_then(|()| file.sync_all())
@@ -81,7 +90,7 @@ impl Staged {
     }
 
     /// Gives the file its name, by a rename: another process sees the old file or the new one, and so does the next
-    /// start after a crash. A symbolic link in its place is replaced, not followed.
+    /// start after a crash.
     ///
     /// # Errors
     ///
@@ -183,6 +192,12 @@ pub enum WriteErrorKind {
     /// A folder has that name.
     #[error("this is a folder; give a file name")]
     Directory,
+    /// A device, a pipe or the like has that name.
+    #[error("this is no regular file; give another name")]
+    NotAFile,
+    /// The file that is there must not be written.
+    #[error("the file is read-only; give another name")]
+    ReadOnly,
     /// No such folder, or a file in its place.
     #[error("there is no folder {}; create it first", .folder.display())]
     NoFolder {

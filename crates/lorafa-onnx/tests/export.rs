@@ -47,6 +47,7 @@ fn try_write(graph: &Graph) -> Result<ModelProto, ExportError> {
         &ExportOptions {
             store: &store,
             embed_weights: false,
+            trained_inputs: false,
         },
     )
 }

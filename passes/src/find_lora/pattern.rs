@@ -80,7 +80,7 @@ fn adapter(
     let name = |w: &Weight| graph.param(w.param).map_or("", |p| &*p.name);
     let named = name(&a).contains("lora_A") && name(&b).contains("lora_B");
     let narrow = rank < rows && rank < columns;
-    if rank != rank_b || rank == 0 || !(narrow || named) {
+    if rank != rank_b || rank == 0 || !(named || narrow && in_one_layer(graph, add, base)) {
         return None;
     }
     let roots = layer_inputs(graph, bases, base)?;
@@ -100,6 +100,27 @@ fn adapter(
         rank,
         swapped_names,
     })
+}
+
+/// Whether the sum and the product it adds to belong to one layer, as far as modules are known: a
+/// low-rank branch beside another layer is no adapter of that.
+fn in_one_layer(graph: &Graph, add: OpId, mut base: ValueId) -> bool {
+    let layer = &graph.op(add).site.module;
+    for _ in 0..MAX_STEPS {
+        let def = graph.def(base);
+        let module = &*def.site.module;
+        match &def.kind {
+            Op::MatMul(_) => {
+                let inner = module.strip_suffix(".base_layer").unwrap_or(module);
+                return layer.is_empty() || module.is_empty() || inner == &**layer;
+            }
+            _ => match def.operands.first() {
+                Some(x) => base = *x,
+                None => return true,
+            },
+        }
+    }
+    true
 }
 
 /// The operands of a product if the second is a weight.

@@ -179,3 +179,37 @@ fn adds_bias(graph: &Graph, add: &OpData) -> bool {
     let is_vector = |v: &ValueId| graph.param(*v).is_some_and(|p| p.ty.rank() == 1);
     add.operands.iter().any(is_vector)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lorafa_ir::text;
+
+    const CLASSIFIER: &str = "graph @c {
+  param %x : f32[2,8] input
+  param %head.dense.weight : f32[8,8] frozen
+  param %head.out_proj.weight : f32[3,8] frozen
+  v0 = matmul %x, %head.dense.weight {trans_b} : f32[2,8] @head.dense
+  v1 = matmul v0, %head.out_proj.weight {trans_b} : f32[2,3] @head.out_proj
+  out \"logits\" = v1
+}";
+
+    #[test]
+    fn only_a_classifier_adapts_the_layer_that_gives_the_logits() {
+        let graph = text::parse(CLASSIFIER).unwrap();
+        let outputs = |task| -> Vec<bool> {
+            let layers = linear_layers(&graph, task);
+            layers.iter().map(|l| l.is_output).collect()
+        };
+        assert_eq!(outputs(Some(LossKind::SeqCls)), [false, false]);
+        assert_eq!(outputs(Some(LossKind::TokenCls)), [false, true]);
+        assert_eq!(outputs(None), [false, true]);
+    }
+
+    #[test]
+    fn paths_come_of_ops_and_weights_and_include_what_is_around() {
+        let graph = text::parse(CLASSIFIER).unwrap();
+        let paths: Vec<String> = module_paths(&graph).into_iter().collect();
+        assert_eq!(paths, ["", "head", "head.dense", "head.out_proj"]);
+    }
+}

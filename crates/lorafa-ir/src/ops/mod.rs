@@ -42,7 +42,7 @@ pub use gather_nd::GatherNd;
 pub use layer_norm::{LayerNorm, LayerNormGrad};
 pub use matmul::MatMul;
 pub use onnx::OnnxOp;
-pub use param::{Data, External, Init, Param, Role, Stored};
+pub use param::{Data, External, Init, Param, Role, Stored, is_path};
 pub use reduce::{Reduce, ReduceKind};
 pub use reshape::{Expand, Reshape};
 pub use scatter::{ScatterElements, ScatterNd};

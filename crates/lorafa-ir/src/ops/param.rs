@@ -120,6 +120,11 @@ pub struct Stored {
     pub transposed: bool,
 }
 
+/// Whether a name is a path in a module tree, as opposed to one that an exporter made up.
+pub fn is_path(name: &str) -> bool {
+    name.contains('.') && !name.contains("::") && !name.starts_with('/')
+}
+
 /// A parameter, input, optimizer state or large constant.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Param {

@@ -108,9 +108,13 @@ impl Operator for Unary {
             }
             Abs => {
                 let zero = g.scalar_like(x, 0.0)?;
+                // Nothing at zero, as in PyTorch.
+                let positive = g.binary(super::BinaryKind::Gt, x, zero)?;
                 let negative = g.binary(super::BinaryKind::Lt, x, zero)?;
                 let minus = g.unary(Neg, dy)?;
-                g.select(negative, minus, dy)?
+                let none = g.scalar_like(dy, 0.0)?;
+                let rest = g.select(negative, minus, none)?;
+                g.select(positive, dy, rest)?
             }
             Erf => {
                 let xx = g.times(x, x)?;

@@ -8,6 +8,7 @@
 //! |---|---|
 //! | a parameter given at run time | a graph input |
 //! | any other parameter that is read | an initializer, or an external one where the source keeps it |
+//! | a trained parameter, if asked for | an initializer and a graph input of the same name |
 //! | a constant | an initializer, one for all constants that are equal |
 //! | an op | a node called `/{module}/{mnemonic}_{number}`, helper nodes `….1`, `….2` |
 //! | an output | a graph output, behind an `Identity` if its value has another name already |
@@ -45,6 +46,10 @@ pub struct ExportOptions<'a> {
     pub store: &'a ExternalStore,
     /// Put weights that were external into the file.
     pub embed_weights: bool,
+    /// Make trained parameters graph inputs whose defaults are their first values, so that a caller
+    /// can feed what the last step gave. One that another file holds transposed or in another type
+    /// has no default.
+    pub trained_inputs: bool,
 }
 
 /// The graph as an ONNX model.

@@ -13,7 +13,7 @@ use crate::proto::{AttributeProto, TensorProto};
 use crate::tensor::{self, TensorError, TensorPayload};
 use crate::write::MAX_MODEL_BYTES;
 use bytes::Bytes;
-use lorafa_ir::ops::{Data, External, Init, Param};
+use lorafa_ir::ops::{Data, External, Init, Param, Role};
 use lorafa_ir::{DType, OpId, TensorType, ValueId};
 use std::collections::BTreeMap;
 
@@ -42,7 +42,7 @@ impl Weights {
 impl Writer<'_> {
     /// The name under which a parameter is read.
     pub(super) fn weight(&mut self, value: ValueId, param: &Param) -> Result<String, ExportError> {
-        if param.stored.data == Data::Runtime {
+        if param.stored.data == Data::Runtime || self.is_fed(param) {
             return Ok(param.name.to_string());
         }
         if let Some(name) = self.weights.own.get(&value) {
@@ -74,7 +74,8 @@ impl Writer<'_> {
         value: ValueId,
     ) -> Option<Result<String, ExportError>> {
         let param = self.graph.param(value)?;
-        let external = self.elsewhere(param).filter(|_| param.stored.transposed)?;
+        let external = self.elsewhere(param);
+        let external = external.filter(|_| param.stored.transposed && !self.is_fed(param))?;
         Some(self.stored(value, param, external))
     }
 
@@ -101,6 +102,19 @@ impl Writer<'_> {
             self.weights.swapped.insert(value, name.clone());
         }
         Ok(name)
+    }
+
+    /// Whether a parameter is an input without a default: it is trained, to be fed, and another file
+    /// holds it in a form that an initializer of its name cannot have.
+    fn is_fed(&self, param: &Param) -> bool {
+        let other_form = param.stored.transposed || param.stored.dtype != param.ty.dtype;
+        self.is_input(param) && other_form && self.elsewhere(param).is_some()
+    }
+
+    /// Whether a parameter is a graph input.
+    pub(super) fn is_input(&self, param: &Param) -> bool {
+        let trained = self.options.trained_inputs && param.role == Role::Trained;
+        trained || param.stored.data == Data::Runtime
     }
 
     fn initializer(&mut self, value: ValueId, tensor: TensorProto) {

@@ -8,7 +8,7 @@ use crate::dtype::{self, to_onnx};
 use crate::proto::{AttributeProto, GraphProto, NodeProto, TensorProto, ValueInfoProto};
 use crate::tensor::{self, TensorPayload};
 use bytes::Bytes;
-use lorafa_ir::ops::{Constant, Data, Literal};
+use lorafa_ir::ops::{Constant, Literal};
 use lorafa_ir::text::OpDisplay;
 use lorafa_ir::{DType, Graph, Op, OpData, TensorType, ValueId};
 use std::collections::BTreeMap;
@@ -229,10 +229,8 @@ impl<'a> Writer<'a> {
     /// The graph, without its name.
     pub(super) fn finish(self) -> GraphProto {
         let graph = self.graph;
-        let runtime = graph
-            .params()
-            .filter(|(_, p)| p.stored.data == Data::Runtime);
-        let input = runtime.map(|(_, p)| info(&p.name, &p.ty)).collect();
+        let inputs = graph.params().filter(|(_, p)| self.is_input(p));
+        let input = inputs.map(|(_, p)| info(&p.name, &p.ty)).collect();
         let outputs = graph.outputs().iter();
         let output = outputs.map(|o| info(&o.name, graph.ty(o.value))).collect();
         let mut initializer = self.weights.into_initializers();

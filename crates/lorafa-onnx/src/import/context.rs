@@ -2,14 +2,16 @@
 
 use super::error::{Fail, ImportError};
 use super::known::{Known, MAX_KNOWN};
-use super::names;
 use super::node::{Node, module};
+use super::signature::Signature;
 use crate::dtype;
 use crate::external::ExternalStore;
 use crate::file::ModelFile;
 use crate::proto::TensorProto;
 use crate::tensor::{self, TensorPayload};
-use lorafa_ir::ops::{Constant, Data, DimValue, External, Literal, Op, Param, Role, Scalar};
+use lorafa_ir::ops::{
+    Constant, Data, DimValue, External, Literal, Op, Param, Role, Scalar, is_path,
+};
 use lorafa_ir::{Dim, Graph, Patch, Region, Shape, Site, TensorType, ValueId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -29,13 +31,18 @@ pub(super) struct Entry {
 pub(super) struct Importer<'m, 'g> {
     pub(super) model: &'m ModelFile,
     pub(super) patch: Patch<'g>,
+    signature: &'m Signature,
     store: ExternalStore,
     initializers: BTreeMap<&'m str, &'m TensorProto>,
     entries: BTreeMap<String, Entry>,
 }
 
 impl<'m, 'g> Importer<'m, 'g> {
-    pub(super) fn new(graph: &'g mut Graph, model: &'m ModelFile) -> Self {
+    pub(super) fn new(
+        graph: &'g mut Graph,
+        model: &'m ModelFile,
+        signature: &'m Signature,
+    ) -> Self {
         let initializers = model
             .graph()
             .initializer
@@ -45,6 +52,7 @@ impl<'m, 'g> Importer<'m, 'g> {
         Importer {
             model,
             patch: graph.patch("import"),
+            signature,
             store: ExternalStore::new(model.folder()),
             initializers,
             entries: BTreeMap::new(),
@@ -250,7 +258,8 @@ impl<'m, 'g> Importer<'m, 'g> {
         let count = tensor::element_count(tensor)?;
         let ty = TensorType::new(dtype, tensor.dims.iter().map(|d| Dim::Known(*d)));
         ty.check()?;
-        let weight = dtype.is_float() && names::is_path(name);
+        let listed = self.signature.parameters.contains(name);
+        let weight = dtype.is_float() && (is_path(name) || listed);
         let small = if dtype.is_float() {
             count <= 1
         } else {

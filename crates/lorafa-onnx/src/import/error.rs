@@ -101,6 +101,12 @@ pub enum ImportError {
         /// The output.
         name: String,
     },
+    /// More than one output looks like the loss.
+    #[error("the outputs {} could each be the loss: call the one to train on `loss`", names.join(", "))]
+    Losses {
+        /// Their names.
+        names: Vec<String>,
+    },
     /// The model has no output.
     #[error("the graph has no output")]
     NoOutput,

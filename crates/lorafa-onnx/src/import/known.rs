@@ -3,8 +3,12 @@
 //! Exporters compute shapes with ops (`Shape`, `Gather`, `Concat`, …). The IR has no such ops, so
 //! the importer evaluates them, over dimensions that may be symbolic.
 
+mod elementwise;
+
 use super::error::Fail;
 use super::node::Node;
+pub(super) use elementwise::wrapped;
+use elementwise::{binary, select};
 use lorafa_ir::ops::axis;
 use lorafa_ir::{DType, Dim};
 
@@ -88,13 +92,13 @@ pub(super) fn evaluate(node: &Node<'_>, ins: &[Option<Known>]) -> Result<Option<
     Ok(match node.op() {
         "Identity" => Some(x.clone()),
         "Neg" => Some(map(x, |d| Dim::Known(0).minus(d))),
-        "Abs" => numeric(x, i64::abs),
+        "Abs" => numeric(x, i64::saturating_abs),
         "Not" => numeric(x, |n| i64::from(n == 0)),
         "Add" | "Sub" | "Mul" | "Div" | "Max" | "Min" | "Equal" | "Less" | "Greater"
         | "LessOrEqual" | "GreaterOrEqual" | "And" | "Or" | "Mod"
             if node.proto.input.len() == 2 =>
         {
-            second.and_then(|y| binary(node.op(), x, y))
+            second.and_then(|y| binary(node, x, y))
         }
         "Where" => match (second, ins.get(2).and_then(Option::as_ref)) {
             (Some(a), Some(b)) => select(x, a, b),
@@ -149,7 +153,9 @@ pub(super) fn evaluate(node: &Node<'_>, ins: &[Option<Known>]) -> Result<Option<
         },
         "Range" => match (x.as_scalar(), second, ins.get(2).and_then(Option::as_ref)) {
             (Some(Dim::Known(a)), Some(b), Some(step)) => match (b.as_scalar(), step.as_scalar()) {
-                (Some(Dim::Known(b)), Some(Dim::Known(1))) if b - a <= MAX_KNOWN as i64 => {
+                (Some(Dim::Known(b)), Some(Dim::Known(1)))
+                    if b.saturating_sub(*a) <= MAX_KNOWN as i64 =>
+                {
                     Some(Known::list((*a..*b).map(Dim::Known)))
                 }
                 _ => None,
@@ -216,84 +222,6 @@ fn numeric(x: &Known, f: impl Fn(i64) -> i64) -> Option<Known> {
     Some(Known {
         dtype: x.dtype,
         shape: x.shape.clone(),
-        values,
-    })
-}
-
-fn binary(op: &str, x: &Known, y: &Known) -> Option<Known> {
-    let shape = broadcast([x, y])?;
-    let values = x.spread(&shape).zip(y.spread(&shape));
-    let values = values
-        .map(|(a, b)| apply(op, a, b))
-        .collect::<Option<_>>()?;
-    let arithmetic = matches!(op, "Add" | "Sub" | "Mul" | "Div" | "Max" | "Min" | "Mod");
-    let dtype = if arithmetic { x.dtype } else { DType::Bool };
-    Some(Known {
-        dtype,
-        shape,
-        values,
-    })
-}
-
-/// The shape that tensors broadcast to, by NumPy's rule; `None` if they do not, or to too many
-/// elements.
-fn broadcast<const N: usize>(operands: [&Known; N]) -> Option<Vec<usize>> {
-    let rank = operands.iter().map(|k| k.shape.len()).max()?;
-    let mut shape = vec![1; rank];
-    for k in operands {
-        for (to, from) in shape[rank - k.shape.len()..].iter_mut().zip(&k.shape) {
-            match (*to, *from) {
-                (to, from) if to == from => {}
-                (1, from) => *to = from,
-                (_, 1) => {}
-                _ => return None,
-            }
-        }
-    }
-    Known::count(&shape).map(|_| shape)
-}
-
-fn apply(op: &str, a: &Dim, b: &Dim) -> Option<Dim> {
-    let truth = |t: bool| Some(Dim::Known(i64::from(t)));
-    match op {
-        "Add" => return Some(a.plus(b)),
-        "Sub" => return Some(a.minus(b)),
-        "Mul" => return Some(a.times(b)),
-        "Div" => return a.floor_div(b),
-        "Max" => return Some(a.larger(b)),
-        "Min" => return Some(a.smaller(b)),
-        "Mod" => return a.known()?.checked_rem_euclid(b.known()?).map(Dim::Known),
-        "And" => return truth(a.known()? != 0 && b.known()? != 0),
-        "Or" => return truth(a.known()? != 0 || b.known()? != 0),
-        _ => {}
-    }
-    // A symbol stands for a size, so it is no negative number.
-    let difference = match (a.minus(b), a, b) {
-        (Dim::Known(n), ..) => n,
-        (_, Dim::Expr(_), Dim::Known(n)) if *n < 0 => 1,
-        (_, Dim::Known(n), Dim::Expr(_)) if *n < 0 => -1,
-        _ => return None,
-    };
-    match op {
-        "Equal" => truth(difference == 0),
-        "Less" => truth(difference < 0),
-        "Greater" => truth(difference > 0),
-        "LessOrEqual" => truth(difference <= 0),
-        "GreaterOrEqual" => truth(difference >= 0),
-        _ => None,
-    }
-}
-
-fn select(condition: &Known, a: &Known, b: &Known) -> Option<Known> {
-    let shape = broadcast([condition, a, b])?;
-    let branches = a.spread(&shape).zip(b.spread(&shape));
-    let choices = condition.spread(&shape).zip(branches);
-    let choose =
-        |(c, (a, b)): (&Dim, (&Dim, &Dim))| Some(if c.known()? != 0 { a } else { b }.clone());
-    let values = choices.map(choose).collect::<Option<_>>()?;
-    Some(Known {
-        dtype: a.dtype,
-        shape,
         values,
     })
 }
@@ -396,7 +324,8 @@ fn reshape(x: &Known, to: &Known) -> Option<Known> {
     let n = x.values.len();
     let mut shape = Vec::new();
     let to = to.numbers()?;
-    let rest: usize = to.iter().filter_map(|d| usize::try_from(*d).ok()).product();
+    let sizes: Vec<usize> = to.iter().filter_map(|d| usize::try_from(*d).ok()).collect();
+    let rest = Known::count(&sizes)?;
     for d in &to {
         shape.push(match d {
             -1 if rest > 0 => n / rest,
@@ -454,41 +383,4 @@ fn constant_of_shape(node: &Node<'_>, x: &Known) -> Result<Option<Known>, Fail> 
         shape,
         values: vec![Dim::Known(*fill); n],
     }))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn known(shape: &[usize], values: impl IntoIterator<Item = i64>) -> Known {
-        Known {
-            dtype: DType::I64,
-            shape: shape.to_vec(),
-            values: values.into_iter().map(Dim::Known).collect(),
-        }
-    }
-
-    #[test]
-    fn a_row_and_a_column_of_one_length_make_a_matrix() {
-        let (row, column) = (known(&[1, 3], 0..3), known(&[3, 1], 0..3));
-        let mask = binary("LessOrEqual", &row, &column).unwrap();
-        assert_eq!(mask.shape, [3, 3]);
-        assert_eq!(mask.numbers().unwrap(), [1, 0, 0, 1, 1, 0, 1, 1, 1]);
-    }
-
-    #[test]
-    fn shapes_broadcast_by_numpys_rule_or_not_at_all() {
-        let sum = |x: &Known, y: &Known| binary("Add", x, y)?.numbers();
-        let row = known(&[2], [10, 20]);
-        assert_eq!(sum(&row, &known(&[], [1])), Some(vec![11, 21]));
-        assert_eq!(sum(&known(&[1], [1]), &row), Some(vec![11, 21]));
-        assert_eq!(sum(&known(&[2, 2], 0..4), &row), Some(vec![10, 21, 12, 23]));
-        assert_eq!(sum(&known(&[3], 0..3), &row), None);
-        let wide = known(&[1, 200], 0..200);
-        assert_eq!(
-            sum(&wide, &known(&[200, 1], 0..200)),
-            None,
-            "more than are tracked"
-        );
-    }
 }

@@ -10,6 +10,7 @@ mod known;
 mod names;
 mod node;
 mod ops;
+mod outputs;
 mod signature;
 
 pub use error::{ImportError, NodePlace};
@@ -19,8 +20,9 @@ use crate::proto::{NodeProto, TypeProto, ValueInfoProto, tensor_shape_proto, typ
 use context::Importer;
 use error::Fail;
 use lorafa_ir::ops::{Param, Role};
-use lorafa_ir::{Dim, Graph, OutputKind, Shape, TensorType};
+use lorafa_ir::{Dim, Graph, Shape, TensorType};
 use node::Node;
+use signature::Signature;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
@@ -37,13 +39,10 @@ pub fn import(model: &ModelFile) -> Result<Graph, ImportError> {
             least: LEAST_OPSET,
         });
     }
-    if let Some(output) = proto.output.iter().find(|o| is_gradient(o.name())) {
-        return Err(ImportError::TrainingGraph {
-            output: output.name().into(),
-        });
-    }
+    outputs::refuse_training_graph(model)?;
+    let signature = Signature::read(model);
     let mut graph = Graph::new(proto.name());
-    let mut importer = Importer::new(&mut graph, model);
+    let mut importer = Importer::new(&mut graph, model, &signature);
     importer.check_initializers()?;
     importer.inputs()?;
     for index in order(&importer)? {
@@ -51,13 +50,8 @@ pub fn import(model: &ModelFile) -> Result<Graph, ImportError> {
         importer.import(&node)?;
     }
     importer.outputs()?;
-    names::recover(&mut graph, &signature::Signature::read(model));
+    names::recover(&mut graph, &signature);
     Ok(graph)
-}
-
-/// How the producers of training graphs spell gradients among the outputs.
-fn is_gradient(name: &str) -> bool {
-    name.starts_with("grad::") || name.ends_with("_grad") || name.ends_with(".accumulation.out")
 }
 
 /// Nodes in an order in which each comes after what it reads; the file's own if it is one.
@@ -176,29 +170,6 @@ impl<'m> Importer<'m, '_> {
                 place: node.place(),
             },
         })
-    }
-
-    fn outputs(&mut self) -> Result<(), ImportError> {
-        if self.model.graph().output.is_empty() {
-            return Err(ImportError::NoOutput);
-        }
-        let mut losses = 0;
-        for output in &self.model.graph().output {
-            let name = output.name();
-            let value = self
-                .value(name)
-                .map_err(|_| ImportError::MissingOutput { name: name.into() })?;
-            let ty = self.patch.ty(value);
-            let scalar = ty.dtype.is_float() && ty.elements() == Some(1) && ty.rank() <= 1;
-            losses += usize::from(scalar);
-            let kind = if scalar && losses == 1 {
-                OutputKind::Loss
-            } else {
-                OutputKind::Value
-            };
-            self.patch.output(name, value, kind);
-        }
-        Ok(())
     }
 }
 

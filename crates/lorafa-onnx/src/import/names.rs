@@ -12,7 +12,7 @@
 //! | `%rotary_emb.inv_freq` | a constant |
 
 use super::signature::Signature;
-use lorafa_ir::ops::{Data, Gather, MatMul, Op, Param, Role};
+use lorafa_ir::ops::{Data, Gather, MatMul, Op, Param, Role, is_path};
 use lorafa_ir::{Graph, OpId, Region, Site, TensorType, ValueId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -31,16 +31,11 @@ const BUFFERS: &[&str] = &[
     "bias_mask",
 ];
 
-/// Whether a name is a path in a module tree, as opposed to one that an exporter made up.
-pub(super) fn is_path(name: &str) -> bool {
-    name.contains('.') && !name.contains("::") && !name.starts_with('/')
-}
-
 /// Gives the weights of an imported graph their names, shapes and identities back.
 pub(super) fn recover(graph: &mut Graph, signature: &Signature) {
     mark_buffers(graph, signature);
     unfold(graph);
-    unshare(graph);
+    unshare(graph, signature);
     rename_tied(graph, signature);
 }
 
@@ -182,7 +177,7 @@ fn remove_unused(graph: &mut Graph, value: ValueId) {
 }
 
 /// A small weight that several modules read was merged: each gets its own again.
-fn unshare(graph: &mut Graph) {
+fn unshare(graph: &mut Graph, signature: &Signature) {
     let mut named = by_name(graph);
     for (value, param) in params(graph) {
         let small = param.ty.elements().is_some_and(|n| n <= MAX_MERGED);
@@ -214,6 +209,11 @@ fn unshare(graph: &mut Graph) {
             }
             let mut copy = param.clone();
             copy.name = format!("{module}.{}", last(&param.name)).into();
+            // PyTorch lists a parameter that modules share under one name only.
+            let listed = |name: &str| signature.parameters.contains(name);
+            if listed(&param.name) && !listed(&copy.name) {
+                continue;
+            }
             if named.contains_key(&copy.name) {
                 continue;
             }

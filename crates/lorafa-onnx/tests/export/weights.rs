@@ -20,6 +20,7 @@ fn write(graph: &Graph, folder: &Path, embed_weights: bool) -> Result<ModelProto
     let options = ExportOptions {
         store: &store,
         embed_weights,
+        trained_inputs: false,
     };
     let model = export(graph, &options)?;
     well_formed(&model);

@@ -2,6 +2,7 @@
 
 use super::{Fail, Handler, Importer, Node};
 use crate::dtype;
+use crate::import::known::wrapped;
 use lorafa_ir::ops::{
     Activation, ActivationKind, Binary, BinaryKind, Dropout, Op, Scalar, Unary, UnaryKind,
 };
@@ -112,8 +113,9 @@ fn kind(op: &str) -> BinaryKind {
 
 fn binary<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
     let (a, mut b) = (im.input(node, 0)?, im.input(node, 1)?);
-    if node.op() == "Mod" && node.int("fmod", 0) != 0 && im.patch.ty(a).dtype.is_float() {
-        return Err("fmod=1 is not supported for floats; export `remainder` instead".into());
+    if node.op() == "Mod" && node.int("fmod", 0) != 0 {
+        let y = fmod(im, a, b)?;
+        return im.result(node, y);
     }
     if node.op() == "Pow" {
         let dtype = im.patch.ty(a).dtype;
@@ -121,6 +123,17 @@ fn binary<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
     }
     let y = im.patch.add1(Binary(kind(node.op())).into(), &[a, b])?;
     im.result(node, y)
+}
+
+/// The remainder with the sign of `a`; `mod` gives that of `b`.
+fn fmod(im: &mut Importer<'_, '_>, a: ValueId, b: ValueId) -> Result<ValueId, Fail> {
+    let p = &mut im.patch;
+    let (size, by) = (p.unary(UnaryKind::Abs, a)?, p.unary(UnaryKind::Abs, b)?);
+    let rest = p.binary(BinaryKind::Mod, size, by)?;
+    let minus = p.unary(UnaryKind::Neg, rest)?;
+    let zero = p.scalar_like(a, 0.0)?;
+    let negative = p.binary(BinaryKind::Lt, a, zero)?;
+    Ok(p.select(negative, minus, rest)?)
 }
 
 /// A value in another element type; a constant is made anew in it.
@@ -198,6 +211,8 @@ fn cast<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
             known.values = values;
         }
         known.dtype = to;
+        let values = known.values.into_iter();
+        known.values = values.map(|d| wrapped(d, to)).collect();
         if let Some(output) = node.output(0) {
             im.define_known(output, known, None);
         }

@@ -53,7 +53,7 @@ fn equal(total: &Dim, n: i64) -> Result<Vec<Dim>, Fail> {
     let total = total
         .known()
         .ok_or("splits a symbolic dimension unevenly")?;
-    let len = (total + n - 1) / n;
+    let len = total / n + i64::from(total % n != 0);
     Ok((0..n)
         .map(|i| Dim::Known(len.min((total - i * len).max(0))))
         .collect())
@@ -91,7 +91,7 @@ fn to_sequence<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fai
     let sizes = match (known.shape.is_empty(), known.as_scalar()) {
         (true, Some(Dim::Known(size))) if *size > 0 => {
             let total = shape[axis].known().ok_or("splits a symbolic dimension")?;
-            equal(&shape[axis], (total + size - 1) / size)?
+            equal(&shape[axis], total / size + i64::from(total % size != 0))?
         }
         _ => known.values,
     };

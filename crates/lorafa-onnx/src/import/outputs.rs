@@ -1,0 +1,109 @@
+//! The model's outputs, and which of them is the loss.
+
+use super::context::Importer;
+use super::error::ImportError;
+use crate::file::ModelFile;
+use lorafa_ir::ops::Op;
+use lorafa_ir::{Graph, OutputKind, ValueId};
+use std::collections::BTreeSet;
+
+/// The name that Hugging Face gives the loss.
+const LOSS: &str = "loss";
+
+/// Refuses a model that gives gradients: its backward pass is in it already.
+pub(super) fn refuse_training_graph(model: &ModelFile) -> Result<(), ImportError> {
+    let graph = model.graph();
+    let weights: BTreeSet<&str> = graph
+        .initializer
+        .iter()
+        .map(|t| t.name())
+        .chain(graph.input.iter().map(|i| i.name()))
+        .collect();
+    // How PyTorch's joint graphs and onnxruntime-training spell gradients.
+    let is_gradient = |name: &&str| {
+        name.starts_with("grad::")
+            || name.ends_with(".accumulation.out")
+            || name
+                .strip_suffix("_grad")
+                .is_some_and(|w| weights.contains(w))
+    };
+    match graph.output.iter().map(|o| o.name()).find(is_gradient) {
+        Some(output) => Err(ImportError::TrainingGraph {
+            output: output.into(),
+        }),
+        None => Ok(()),
+    }
+}
+
+impl Importer<'_, '_> {
+    /// Declares the outputs.
+    pub(super) fn outputs(&mut self) -> Result<(), ImportError> {
+        let outputs = &self.model.graph().output;
+        if outputs.is_empty() {
+            return Err(ImportError::NoOutput);
+        }
+        let mut values = Vec::new();
+        for output in outputs {
+            let name = output.name();
+            let value = self.value(name);
+            let value = value.map_err(|_| ImportError::MissingOutput { name: name.into() })?;
+            values.push((name, value));
+        }
+        let loss = loss(self.patch.graph(), &values)?;
+        for (name, value) in values {
+            let kind = if loss == Some(name) {
+                OutputKind::Loss
+            } else {
+                OutputKind::Value
+            };
+            self.patch.output(name, value, kind);
+        }
+        Ok(())
+    }
+}
+
+/// The scalar that is the loss: the one so named, or else the one that comes of a cross-entropy, or
+/// whose name says so, or that is all the model gives.
+fn loss<'n>(graph: &Graph, outputs: &[(&'n str, ValueId)]) -> Result<Option<&'n str>, ImportError> {
+    let scalars = outputs.iter().filter(|(_, value)| {
+        let ty = graph.ty(*value);
+        ty.dtype.is_float() && ty.elements() == Some(1) && ty.rank() <= 1
+    });
+    let scalars: Vec<(&str, ValueId)> = scalars.copied().collect();
+    let named = |(name, _): &&(&'n str, ValueId)| *name == LOSS;
+    if let Some((name, _)) = scalars.iter().find(named) {
+        return Ok(Some(name));
+    }
+    let says_so = |(name, _): &(&'n str, ValueId)| name.contains(LOSS);
+    let computed = |(_, value): &(&'n str, ValueId)| is_cross_entropy(graph, *value);
+    let only = |_: &(&'n str, ValueId)| outputs.len() == 1;
+    let rules: [&dyn Fn(&(&'n str, ValueId)) -> bool; 3] = [&computed, &says_so, &only];
+    for rule in rules {
+        let found: Vec<&str> = scalars.iter().filter(|o| rule(o)).map(|o| o.0).collect();
+        match found.as_slice() {
+            [] => {}
+            [loss] => return Ok(Some(loss)),
+            several => {
+                let names = several.iter().map(ToString::to_string).collect();
+                return Err(ImportError::Losses { names });
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// Whether a cross-entropy leads to a value.
+fn is_cross_entropy(graph: &Graph, value: ValueId) -> bool {
+    let mut seen = BTreeSet::new();
+    let mut queue = vec![value];
+    while let Some(value) = queue.pop() {
+        let op = graph.def(value);
+        if matches!(op.kind, Op::CrossEntropy(_)) {
+            return true;
+        }
+        if seen.insert(op.id) {
+            queue.extend(&op.operands);
+        }
+    }
+    false
+}

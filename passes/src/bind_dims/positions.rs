@@ -1,0 +1,65 @@
+//! Positions that a table does not have: a sequence longer than the model was made for.
+
+use crate::pass::{PassError, in_module};
+use lorafa_ir::ops::{Binary, BinaryKind, Literal, Op};
+use lorafa_ir::text::ValueDisplay;
+use lorafa_ir::{Graph, OpData, ValueId};
+
+/// Ops that are walked through between a table and its positions: a bound for hostile input.
+const MAX_STEPS: usize = 16;
+
+/// Refuses look-ups whose indices are counters that leave the table.
+pub(super) fn check(graph: &Graph) -> Result<(), PassError> {
+    graph.ops().try_for_each(|op| match &op.kind {
+        Op::Gather(gather) => check_gather(graph, op, gather.axis),
+        _ => Ok(()),
+    })
+}
+
+fn check_gather(graph: &Graph, op: &OpData, axis: usize) -> Result<(), PassError> {
+    let (table, indices) = (op.operands[0], op.operands[1]);
+    let rows = graph.ty(table).shape[axis].known();
+    let (Some(rows), Some((low, high))) = (rows, range(graph, indices, MAX_STEPS)) else {
+        return Ok(());
+    };
+    if low >= -rows && high < rows {
+        return Ok(());
+    }
+    let index = if high >= rows { high } else { low };
+    Err(PassError::Refused(format!(
+        "{} : {} has {rows} positions, and position {index} is looked up{}: choose a --seq that \
+         the model was made for",
+        ValueDisplay(graph, table),
+        graph.ty(table),
+        in_module(&op.site.module)
+    )))
+}
+
+/// The least and the largest number in a value, if it counts or is constant.
+fn range(graph: &Graph, value: ValueId, steps: usize) -> Option<(i64, i64)> {
+    let op = graph.def(value);
+    let steps = steps.checked_sub(1)?;
+    match &op.kind {
+        Op::Iota(iota) => {
+            let (start, len) = (iota.start.known()?, iota.len.known()?);
+            let span = len
+                .checked_sub(1)
+                .filter(|n| *n >= 0)?
+                .checked_mul(iota.step)?;
+            let last = start.checked_add(span)?;
+            Some((start.min(last), start.max(last)))
+        }
+        Op::Constant(c) => match &c.literal {
+            Literal::Ints(n) => Some((*n.iter().min()?, *n.iter().max()?)),
+            Literal::Floats(_) => None,
+        },
+        Op::Reshape(_) | Op::Expand(_) | Op::Transpose(_) => range(graph, op.operands[0], steps),
+        Op::Cast(cast) if !cast.to.is_float() => range(graph, op.operands[0], steps),
+        Op::Binary(Binary(BinaryKind::Add)) => {
+            let (a, b) = (op.operands[0], op.operands[1]);
+            let (a, b) = (range(graph, a, steps)?, range(graph, b, steps)?);
+            Some((a.0.checked_add(b.0)?, a.1.checked_add(b.1)?))
+        }
+        _ => None,
+    }
+}
