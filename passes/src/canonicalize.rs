@@ -224,9 +224,8 @@ fn undone(graph: &Graph, x: ValueId, cast: Cast) -> Option<ValueId> {
 
 /// Whether every value of one float type is one of the other.
 fn widens(from: DType, to: DType) -> bool {
-    match (from, to) {
-        (DType::F16 | DType::BF16, DType::F32 | DType::F64) => true,
-        (DType::F32, DType::F64) => true,
-        _ => false,
-    }
+    matches!(
+        (from, to),
+        (DType::F16 | DType::BF16, DType::F32 | DType::F64) | (DType::F32, DType::F64)
+    )
 }

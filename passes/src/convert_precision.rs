@@ -57,7 +57,7 @@ impl Pass for ConvertPrecision {
         }
         let adapters = cx.options.inject.adapter_dtype;
         let mut patch = graph.patch("convert-precision");
-        if main == DType::F32 && target.is_half() {
+        if narrows(patch.graph(), Some(target)) {
             mixed::convert(&mut patch, target, adapters)?;
         } else {
             uniform::convert(&mut patch, main, target)?;
@@ -67,6 +67,11 @@ impl Pass for ConvertPrecision {
         cx.note(format_args!("{main} to {target}"));
         Ok(Changed::from_count(changes))
     }
+}
+
+/// Whether an f32 model is to be trained in 16 bits.
+pub(crate) fn narrows(graph: &Graph, target: Option<DType>) -> bool {
+    target.is_some_and(DType::is_half) && main_dtype(graph) == Some(DType::F32)
 }
 
 /// The float type of most bytes of weights; the smaller one of two that have as many.

@@ -158,7 +158,7 @@ fn backward(
         let given = given.map_err(|error| PassError::NoGradient {
             line: OpDisplay(patch.graph(), id).to_string(),
             place: in_module(&patch.graph().op(id).site.module),
-            error,
+            error: Box::new(error),
         })?;
         for (operand, gradient) in operands.into_iter().zip(given) {
             accumulate(patch, &mut gradients, operand, gradient)?;

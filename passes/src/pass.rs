@@ -111,6 +111,8 @@ pub struct PassCx {
     pub options: Options,
     /// Lines for `--explain`: what a pass did or did not do, and why.
     pub notes: Vec<String>,
+    /// What the user should know though nothing is wrong, for the report.
+    pub warnings: Vec<String>,
     /// What `freeze-lora-a` proved.
     pub certificate: Option<Certificate>,
     /// The pass under way, for notes.
@@ -123,9 +125,15 @@ impl PassCx {
         PassCx {
             options,
             notes: Vec::new(),
+            warnings: Vec::new(),
             certificate: None,
             pass: "",
         }
+    }
+
+    /// Says what the user should know though nothing is wrong.
+    pub fn warn(&mut self, what: impl std::fmt::Display) {
+        self.warnings.push(what.to_string());
     }
 
     /// Says why a rule fired or did not.
@@ -148,7 +156,7 @@ pub enum PassError {
         /// Its module, as ` in …`, or nothing.
         place: String,
         /// Why.
-        error: GradientError,
+        error: Box<GradientError>,
     },
     /// The pass built something ill-typed.
     #[error(transparent)]

@@ -6,6 +6,7 @@
 //! a regular expression or `all-linear`; here it filters what those match, too.
 
 use regex::Regex;
+use std::fmt;
 use std::sync::LazyLock;
 use thiserror::Error;
 
@@ -69,6 +70,18 @@ impl Targets {
         Ok(Targets::List(names))
     }
 
+    /// What is named one by one, each as a choice of its own; `all-linear` names nothing.
+    pub(crate) fn parts(&self) -> Vec<Targets> {
+        match self {
+            Targets::AllLinear => Vec::new(),
+            Targets::List(names) => names
+                .iter()
+                .map(|n| Targets::List(vec![n.clone()]))
+                .collect(),
+            Targets::Regex(_) => vec![self.clone()],
+        }
+    }
+
     /// Whether and how the module with this path is chosen.
     pub fn matches(&self, module: &str) -> Option<Matched> {
         let by_rule = |hit: bool| hit.then_some(Matched::ByRule);
@@ -77,6 +90,22 @@ impl Targets {
             Targets::Regex(regex) => by_rule(regex.is_match(module)),
             Targets::List(names) if names.iter().any(|n| n == module) => Some(Matched::Exactly),
             Targets::List(names) => by_rule(names.iter().any(|n| is_suffix(n, module))),
+        }
+    }
+}
+
+impl fmt::Display for Targets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Targets::AllLinear => f.write_str("all-linear"),
+            Targets::List(names) => f.write_str(&names.join(",")),
+            Targets::Regex(regex) => {
+                let text = regex.as_str();
+                let inner = text
+                    .strip_prefix(r"\A(?:")
+                    .and_then(|t| t.strip_suffix(r")\z"));
+                f.write_str(inner.unwrap_or(text))
+            }
         }
     }
 }
@@ -118,7 +147,7 @@ pub fn layer_index(module: &str) -> Option<usize> {
 
 /// Numbers by module: PEFT's `rank_pattern` and `alpha_pattern`.
 #[derive(Clone, Debug, Default)]
-pub struct Patterns<T>(Vec<(Regex, T)>);
+pub struct Patterns<T>(Vec<(String, Regex, T)>);
 
 impl<T: Copy> Patterns<T> {
     /// From keys, which are regular expressions for the end of a path, from a dot on.
@@ -127,15 +156,23 @@ impl<T: Copy> Patterns<T> {
     ) -> Result<Self, TargetsError> {
         let entries = entries.into_iter().map(|(key, number)| {
             let key = key.as_ref();
-            anchored(key, &format!(r"\A(?:.*\.)?(?:{key})\z")).map(|regex| (regex, number))
+            let regex = anchored(key, &format!(r"\A(?:.*\.)?(?:{key})\z"))?;
+            Ok((key.to_owned(), regex, number))
         });
         entries.collect::<Result<_, _>>().map(Patterns)
     }
 
     /// The number of the first key that matches.
     pub fn get(&self, module: &str) -> Option<T> {
-        let entry = self.0.iter().find(|(regex, _)| regex.is_match(module));
-        entry.map(|(_, number)| *number)
+        let entry = self.0.iter().find(|(_, regex, _)| regex.is_match(module));
+        entry.map(|(.., number)| *number)
+    }
+
+    /// The keys that match no module, where `any` says whether a test holds for one.
+    pub(crate) fn unused(&self, any: impl Fn(&dyn Fn(&str) -> bool) -> bool) -> Vec<String> {
+        let unused = |regex: &Regex| !any(&|module| regex.is_match(module));
+        let entries = self.0.iter().filter(|(_, regex, _)| unused(regex));
+        entries.map(|(key, ..)| key.clone()).collect()
     }
 }
 

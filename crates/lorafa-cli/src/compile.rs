@@ -39,6 +39,8 @@ pub struct Compiled {
     pub steps: Vec<Step>,
     /// What LoRA-FA proved about every adapter, if there is such a step.
     pub certificate: Option<Certificate>,
+    /// What the user should know though nothing is wrong.
+    pub warnings: Vec<String>,
     /// What the passes did or did not do.
     pub notes: Vec<String>,
 }
@@ -88,6 +90,7 @@ pub fn compile(model: &ModelFile, args: &TrainingArgs) -> Result<Compiled, Error
             dims,
             steps,
             certificate,
+            warnings: Vec::new(),
             notes,
         });
     }
@@ -111,6 +114,7 @@ pub fn compile(model: &ModelFile, args: &TrainingArgs) -> Result<Compiled, Error
         dims,
         steps: vec![full, adapted.lora, adapted.lora_fa],
         certificate: adapted.certificate,
+        warnings: adapted.warnings,
         notes,
     })
 }
@@ -154,6 +158,7 @@ struct Adapted {
     lora: Step,
     lora_fa: Step,
     certificate: Option<Certificate>,
+    warnings: Vec<String>,
     notes: Vec<String>,
 }
 
@@ -174,6 +179,7 @@ fn adapted(mut lora: Graph, options: Options) -> Result<Adapted, Error> {
         lora: step(Method::Lora, lora)?,
         lora_fa: step(Method::LoraFa, lora_fa)?,
         certificate: cx.certificate,
+        warnings: cx.warnings,
         notes,
     })
 }

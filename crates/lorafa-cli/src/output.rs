@@ -121,13 +121,13 @@ fn refuse_to_overwrite(
 
 /// The files that hold weights of the step.
 fn external(step: &Graph) -> BTreeSet<&str> {
-    let location = |data| match data {
-        &Data::External(ref external) => Some(&*external.location),
-        _ => None,
-    };
-    step.params()
-        .filter_map(|(_, param)| location(&param.stored.data))
-        .collect()
+    let mut files = BTreeSet::new();
+    for (_, param) in step.params() {
+        if let Data::External(external) = &param.stored.data {
+            files.insert(&*external.location);
+        }
+    }
+    files
 }
 
 /// A path with links followed, as far as it exists.

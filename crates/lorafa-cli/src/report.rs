@@ -50,7 +50,7 @@ fn heading(text: &mut String, model: &str, compiled: &Compiled) {
         .iter()
         .filter_map(|(name, n)| Some(format!(" · {name} {}", (*n)?)));
     line!(text, "{model} · {dtype}{}", dims.collect::<String>());
-    for note in &compiled.dims.notes {
+    for note in compiled.dims.notes.iter().chain(&compiled.warnings) {
         line!(text, "{note}");
     }
     let adapters = compiled

@@ -66,12 +66,17 @@ fn strong(graph: &Graph) -> ValueMap<bool> {
     strong
 }
 
-/// Ops whose 16-bit operands are cast to f32 first, and whose results stay f32.
-fn is_wide(kind: &Op) -> bool {
+/// Ops whose 16-bit operands are cast to f32 first, and whose results stay f32. A power is one
+/// only as a norm has it, in a mean of squares.
+fn is_wide(graph: &Graph, op: &OpData) -> bool {
     use UnaryKind::{Cos, Erf, Exp, Log, Reciprocal, Sin, Sqrt};
-    match kind {
+    match &op.kind {
         Op::Unary(Unary(k)) => matches!(k, Sqrt | Reciprocal | Exp | Log | Sin | Cos | Erf),
-        Op::Binary(Binary(k)) => *k == BinaryKind::Pow,
+        Op::Binary(Binary(BinaryKind::Pow)) => {
+            let readers = graph.uses(op.results[0]);
+            let mut readers = readers.iter().map(|u| &graph.op(u.op).kind);
+            readers.any(|kind| matches!(kind, Op::Reduce(_)))
+        }
         Op::Reduce(Reduce { kind, .. }) => matches!(kind, ReduceKind::Sum | ReduceKind::Mean),
         Op::CumSum(_) | Op::CrossEntropy(_) => true,
         _ => false,
@@ -126,7 +131,7 @@ impl Mixed {
     /// The type that an op computes in, and whether its result goes back to 16 bits.
     fn dtype(&self, graph: &Graph, op: &OpData, strong: &[ValueId]) -> (DType, bool) {
         let dtypes: BTreeSet<DType> = strong.iter().map(|v| graph.ty(*v).dtype).collect();
-        if is_wide(&op.kind) || strong.is_empty() {
+        if is_wide(graph, op) || strong.is_empty() {
             return (DType::F32, false);
         }
         match &op.kind {

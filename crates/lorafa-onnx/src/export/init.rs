@@ -1,4 +1,7 @@
-//! First values of new adapter matrices, as PEFT draws them.
+//! First values of new adapter matrices, as PEFT draws them, except `orthogonal`.
+//!
+//! PEFT's orthogonal A and B come of one basis, so that B is not zero and A has half the rank.
+//! LoRA-FA learns through A alone and wants all of its rank: here A is orthonormal and B zero.
 
 use lorafa_ir::ops::Init;
 use rand_chacha::ChaCha8Rng;

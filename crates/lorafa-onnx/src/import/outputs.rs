@@ -70,16 +70,17 @@ fn loss<'n>(graph: &Graph, outputs: &[(&'n str, ValueId)]) -> Result<Option<&'n 
         ty.dtype.is_float() && ty.elements() == Some(1) && ty.rank() <= 1
     });
     let scalars: Vec<(&str, ValueId)> = scalars.copied().collect();
-    let named = |(name, _): &&(&'n str, ValueId)| *name == LOSS;
-    if let Some((name, _)) = scalars.iter().find(named) {
+    if let Some((name, _)) = scalars.iter().find(|(name, _)| *name == LOSS) {
         return Ok(Some(name));
     }
-    let says_so = |(name, _): &(&'n str, ValueId)| name.contains(LOSS);
-    let computed = |(_, value): &(&'n str, ValueId)| is_cross_entropy(graph, *value);
-    let only = |_: &(&'n str, ValueId)| outputs.len() == 1;
-    let rules: [&dyn Fn(&(&'n str, ValueId)) -> bool; 3] = [&computed, &says_so, &only];
+    let rules: [&Rule<'_>; 3] = [
+        &|_, value| is_cross_entropy(graph, value),
+        &|name, _| name.contains(LOSS),
+        &|_, _| outputs.len() == 1,
+    ];
     for rule in rules {
-        let found: Vec<&str> = scalars.iter().filter(|o| rule(o)).map(|o| o.0).collect();
+        let hits = scalars.iter().filter(|(name, value)| rule(name, *value));
+        let found: Vec<&str> = hits.map(|(name, _)| *name).collect();
         match found.as_slice() {
             [] => {}
             [loss] => return Ok(Some(loss)),
@@ -91,6 +92,9 @@ fn loss<'n>(graph: &Graph, outputs: &[(&'n str, ValueId)]) -> Result<Option<&'n 
     }
     Ok(None)
 }
+
+/// Whether an output of this name and value is the loss.
+type Rule<'r> = dyn Fn(&str, ValueId) -> bool + 'r;
 
 /// Whether a cross-entropy leads to a value.
 fn is_cross_entropy(graph: &Graph, value: ValueId) -> bool {
