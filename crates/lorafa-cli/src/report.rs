@@ -117,6 +117,12 @@ fn memory(text: &mut String, columns: &[(Method, &MethodReport)]) {
             r.peak_bytes as f64 / r.lower_bound_bytes.max(1) as f64
         )
     }));
+    let lora = columns.iter().find(|(method, _)| *method == Method::Lora);
+    if let Some((_, lora)) = lora {
+        table.add_row(row("peak / peak of LoRA", &|r| {
+            format!("{:.4}", r.peak_bytes as f64 / lora.peak_bytes.max(1) as f64)
+        }));
+    }
     table.add_row(row("trained parameters", &|r| count(r.trainable_params)));
     line!(text, "");
     show(text, &table);
