@@ -5,8 +5,9 @@
 //! + param %input_ids : i64[16,1024] input
 //! ```
 //!
-//! Afterwards every size in the graph is known. Positions beyond a table's end are refused. A dimension that comes out different at two places
-//! (an input whose batch is called `b` here and `n` there, bound to different numbers) is refused.
+//! Afterwards every size in the graph is known. Positions beyond a table's end are refused, and a
+//! dimension that comes out different at two places: an input whose batch is called `b` here and
+//! `n` there, bound to different numbers.
 
 mod positions;
 
@@ -80,21 +81,23 @@ fn bind(graph: &mut Graph, id: OpId, cx: &PassCx) -> Result<bool, PassError> {
         ));
     };
     let symbolic = |v| graph.ty(v).known_shape().is_none();
-    if kind == before && !op.results.iter().any(|v| symbolic(*v)) {
-        return Ok(false);
-    }
+    let changed = kind != before || op.results.iter().any(|v| symbolic(*v));
     let param = op.results[0];
     let mut patch = graph.patch("bind-dims");
     match kind {
-        Op::Param(bound) => patch.update_param(param, |p| *p = *bound),
+        Op::Param(bound) if changed => patch.update_param(param, |p| *p = *bound),
+        Op::Param(_) => {}
+        // What does not change itself may read what did.
         kind => {
-            patch.set_kind(id, kind);
+            if changed {
+                patch.set_kind(id, kind);
+            }
             if let Err(PatchError::IllTyped { error, .. }) = patch.reinfer(id) {
                 return Err(impossible(graph, id, &error.to_string(), cx));
             }
         }
     }
-    Ok(true)
+    Ok(changed)
 }
 
 fn impossible(graph: &Graph, id: OpId, why: &str, cx: &PassCx) -> PassError {

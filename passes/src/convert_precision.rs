@@ -44,6 +44,12 @@ impl Pass for ConvertPrecision {
             let refusal = format!("cannot train in {target}: give --dtype f32, bf16 or f16");
             return Err(PassError::Refused(refusal));
         }
+        let adapters = cx.options.inject.adapter_dtype;
+        if adapters.is_some_and(|dtype| dtype.size() < target.size()) {
+            let refusal =
+                format!("adapters are not narrower than the model, which trains in {target}");
+            return Err(PassError::Refused(refusal));
+        }
         if main == target {
             cx.note(format_args!("the model is in {target}"));
             return Ok(Changed::No);
@@ -55,7 +61,6 @@ impl Pass for ConvertPrecision {
             );
             return Err(PassError::Refused(refusal));
         }
-        let adapters = cx.options.inject.adapter_dtype;
         let mut patch = graph.patch("convert-precision");
         if narrows(patch.graph(), Some(target)) {
             mixed::convert(&mut patch, target, adapters)?;
@@ -70,7 +75,7 @@ impl Pass for ConvertPrecision {
 }
 
 /// Whether an f32 model is to be trained in 16 bits.
-pub(crate) fn narrows(graph: &Graph, target: Option<DType>) -> bool {
+pub fn narrows(graph: &Graph, target: Option<DType>) -> bool {
     target.is_some_and(DType::is_half) && main_dtype(graph) == Some(DType::F32)
 }
 

@@ -35,7 +35,7 @@ impl Pass for FindLora {
     }
 
     fn kind(&self) -> PassKind {
-        PassKind::Canonicalize
+        PassKind::Extends
     }
 
     fn run(&self, graph: &mut Graph, cx: &mut PassCx) -> Result<Changed, PassError> {

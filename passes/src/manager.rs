@@ -1,6 +1,6 @@
 //! Runs passes: verifies after each, counts, stops.
 
-use crate::pass::{Changed, Pass, PassCx, PassError};
+use crate::pass::{Changed, Method, Pass, PassCx, PassError, PassKind};
 use lorafa_ir::Graph;
 use lorafa_ir::verify::Violations;
 use thiserror::Error;
@@ -26,26 +26,11 @@ pub enum RunError {
     },
 }
 
-/// What one pass did.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Step {
-    /// The pass.
-    pub pass: &'static str,
-    /// Whether it changed the graph.
-    pub changed: Changed,
-    /// Ops before it.
-    pub before: usize,
-    /// Ops after it.
-    pub after: usize,
-}
-
 /// Runs passes one after the other.
 #[derive(Clone, Debug, Default)]
 pub struct Manager {
     stop_after: Option<String>,
     stopped: bool,
-    /// What each pass did, in order.
-    pub steps: Vec<Step>,
 }
 
 impl Manager {
@@ -67,7 +52,8 @@ impl Manager {
         self.stopped
     }
 
-    /// Runs `passes` in order and verifies the graph after each one that changed it.
+    /// Runs `passes` in order and verifies the graph after each one that changed it. What changes
+    /// training runs only where the method asks for it.
     pub fn run(
         &mut self,
         passes: &[&dyn Pass],
@@ -80,24 +66,27 @@ impl Manager {
             }
             let name = pass.name();
             cx.pass = name;
+            if pass.kind() == PassKind::ChangesTraining && cx.options.method != Method::LoraFa {
+                cx.note("left out: the method does not ask for it");
+                continue;
+            }
             let before = graph.op_count();
             let changed = pass
                 .run(graph, cx)
                 .map_err(|error| RunError::Pass { pass: name, error })?;
             if changed == Changed::Yes {
-                graph.verify().map_err(|violations| RunError::Broken {
+                let verified = graph.verify();
+                verified.map_err(|violations| RunError::Broken {
                     pass: name,
                     violations,
                 })?;
+                cx.note(format_args!(
+                    "{before} ops before, {} after",
+                    graph.op_count()
+                ));
             } else {
                 cx.note("changed nothing");
             }
-            self.steps.push(Step {
-                pass: name,
-                changed,
-                before,
-                after: graph.op_count(),
-            });
             self.stopped = self.stop_after.as_deref() == Some(name);
         }
         Ok(())

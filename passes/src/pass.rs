@@ -16,7 +16,7 @@ pub enum PassKind {
     Canonicalize,
     /// Computes the same from the same inputs.
     Equivalence,
-    /// Builds what was not there: adapters, a loss, gradients, an optimizer.
+    /// Builds what was not there, or takes out what was: adapters, a loss, gradients, an optimizer.
     Extends,
     /// Changes what training does. Runs only because the method asks for it.
     ChangesTraining,

@@ -14,6 +14,8 @@ ZERO_TOLERANCE = 1e-6
 # Some gradients are zero in exact arithmetic (a bias on the keys: softmax does not see it) and rounding noise of about
 # 1e-12 in PyTorch's answer. Real gradients of these models are above 1e-7.
 NOISE = 1e-10
+# Of f16 against fp32: the type holds 1e-3, and errors of small gradients are of the size of large ones.
+HALF_LOSS_TOLERANCE, HALF_TOLERANCE, HALF_NOISE = 5e-3, 5e-2, 2e-3
 UPDATE_TOLERANCE = 1e-3     # of the step, not of the parameter: the difference of two fp32 numbers
 
 # One tensor with several names: PyTorch's gradient carries the first, exporters keep the last.
@@ -124,6 +126,26 @@ def compare(report, outputs, loss_name, expected, method, rename):
             report.fail(f"grad::{name}: error {error:.1e} > {limit:.0e}, norm {np.linalg.norm(want):.1e}")
         if error / limit > worst:
             worst, report.gradient, report.worst = error / limit, error, name
+
+
+def compare_half(report, outputs, expected, method, rename):
+    """Loss and gradients of a 16-bit step against PyTorch's in fp32."""
+    report.loss = relative(outputs["loss"], expected["loss"])
+    if report.loss > HALF_LOSS_TOLERANCE:
+        report.fail(f"loss {outputs['loss']} instead of {expected['loss']}: relative error {report.loss:.1e}")
+    gradients = named(report, outputs, "grad::", rename)
+    names = same_names(report, "gradient", set(gradients), required(method, expected))
+    size = {n: np.linalg.norm(expected[f"grad::{n}"].astype(np.float64)) for n in names}
+    noise = HALF_NOISE * max(size.values())
+    report.gradient = 0.0
+    for name in names:
+        got, want = (np.asarray(a, np.float64) for a in (gradients[name], expected[f"grad::{name}"]))
+        error = np.linalg.norm(got - want) if np.isfinite(got).all() else np.inf
+        ratio = error / (HALF_TOLERANCE * size[name] + noise)
+        if ratio > 1:
+            report.fail(f"grad::{name}: {ratio:.1e} times the tolerance, norm {size[name]:.1e}")
+        if ratio > report.gradient:
+            report.gradient, report.worst = ratio, name
 
 
 def use_reference_adapters(report, model, reference):

@@ -7,6 +7,7 @@ use lorafa_ir::ops::{AdamW, Scalar};
 use lorafa_ir::{DType, Graph, OutputKind};
 use lorafa_onnx::file::ModelFile;
 use lorafa_onnx::import::import;
+use lorafa_passes::attach_loss::{self, LossKind};
 use lorafa_passes::convert_precision::main_dtype;
 use lorafa_passes::freeze_lora_a::Certificate;
 use lorafa_passes::inject_lora::InjectOptions;
@@ -37,6 +38,8 @@ pub struct Compiled {
     /// The steps, in the order of [`Method::ALL`]: full fine-tuning alone if that was asked for and
     /// there are no adapters.
     pub steps: Vec<Step>,
+    /// The loss, in words.
+    pub loss: String,
     /// What LoRA-FA proved about every adapter, if there is such a step.
     pub certificate: Option<Certificate>,
     /// What the user should know though nothing is wrong.
@@ -80,15 +83,18 @@ pub fn compile(model: &ModelFile, args: &TrainingArgs) -> Result<Compiled, Error
     let mut cx = PassCx::new(options(args, &dims)?);
     run(registry::PREPARE, &mut graph, &mut cx)?;
     let mut notes = noted("all methods", &mut cx);
-    refuse_flags_of_injection(&graph, args)?;
-    let alone = graph.adapters().is_empty() && args.lora.rank.is_none();
-    if alone && args.method == MethodArg::Full {
+    let none = graph.adapters().is_empty() && args.lora.rank.is_none();
+    let alone = none && args.method == MethodArg::Full;
+    refuse_flags_of_injection(&graph, args, alone)?;
+    let loss = describe_loss(&graph, args);
+    if alone {
         let (step, more) = full(graph, cx.options)?;
         notes.extend(more);
         let (steps, certificate) = (vec![step], None);
         return Ok(Compiled {
             dims,
             steps,
+            loss,
             certificate,
             warnings: Vec::new(),
             notes,
@@ -113,15 +119,29 @@ pub fn compile(model: &ModelFile, args: &TrainingArgs) -> Result<Compiled, Error
     Ok(Compiled {
         dims,
         steps: vec![full, adapted.lora, adapted.lora_fa],
+        loss,
         certificate: adapted.certificate,
         warnings: adapted.warnings,
         notes,
     })
 }
 
+/// The model's own loss, or the one that will be attached.
+fn describe_loss(graph: &Graph, args: &TrainingArgs) -> String {
+    if let Some(loss) = graph.loss() {
+        return format!("the model's output {}", loss.name);
+    }
+    let logits = attach_loss::logits(graph);
+    let chosen = logits.and_then(|(_, logits)| attach_loss::choose(graph, logits));
+    let kind = args.loss.map(LossKind::from).or(chosen);
+    kind.map_or_else(|| "none".to_owned(), |kind| format!("{kind}, attached"))
+}
+
 /// Refuses flags that would be without effect: they are about adapters that are injected.
-fn refuse_flags_of_injection(graph: &Graph, args: &TrainingArgs) -> Result<(), Error> {
+fn refuse_flags_of_injection(graph: &Graph, args: &TrainingArgs, alone: bool) -> Result<(), Error> {
     let lora = &args.lora;
+    // Adapters that are there may follow or keep apart when the model goes to 16 bits.
+    let narrows = lorafa_passes::convert_precision::narrows(graph, args.dtype);
     let given = [
         ("--alpha", lora.alpha.is_some()),
         ("--rslora", lora.rslora),
@@ -131,15 +151,23 @@ fn refuse_flags_of_injection(graph: &Graph, args: &TrainingArgs) -> Result<(), E
         ("--layers", !lora.layers.is_empty()),
         ("--rank-pattern", !lora.rank_pattern.is_empty()),
         ("--alpha-pattern", !lora.alpha_pattern.is_empty()),
+        (
+            "--adapter-dtype",
+            lora.adapter_dtype.is_some() && (alone || !narrows),
+        ),
     ];
-    match given.iter().find(|(_, given)| *given) {
-        Some((flag, _)) if !graph.adapters().is_empty() => Err(Error::Args(format!(
-            "{flag} is for adapters that are injected, and the model has {}: leave it out, or give \
-             --replace-adapters",
-            graph.adapters().len()
-        ))),
-        _ => Ok(()),
-    }
+    let Some((flag, _)) = given.iter().find(|(_, given)| *given) else {
+        return Ok(());
+    };
+    let refusal = match graph.adapters().len() {
+        0 if alone => format!("{flag} is for adapters, and there are none: give --rank, too"),
+        0 => return Ok(()),
+        n => format!(
+            "{flag} is for adapters that are injected, and the model has {n}: leave it out, or give \
+             --replace-adapters"
+        ),
+    };
+    Err(Error::Args(refusal))
 }
 
 /// The step that trains every weight.

@@ -108,61 +108,98 @@ fn data_inputs(graph: &Graph) -> Vec<(Arc<str>, Vec<Dim>)> {
     inputs
 }
 
-/// Binds the symbols on one axis to one number, and returns it: that of the main input.
+/// Binds the symbols on one axis to one number, that of the main input, and returns it.
 fn flag(graph: &Graph, flag: &Flag, dims: &mut Dims) -> Result<Option<i64>, String> {
-    let mut main = None;
-    let mut symbols: Vec<Arc<str>> = Vec::new();
-    for (input, shape) in data_inputs(graph) {
-        let Some(dim) = shape.get(flag.axis) else {
-            continue;
+    let inputs = data_inputs(graph);
+    let on_axis = |(name, shape): &'_ (Arc<str>, Vec<Dim>)| {
+        Some((name.clone(), shape.get(flag.axis)?.clone()))
+    };
+    let axis: Vec<(Arc<str>, Dim)> = inputs.iter().filter_map(on_axis).collect();
+    let Some((input, main)) = axis.first() else {
+        return match flag.given {
+            Some(n) => Err(format!(
+                "--{} {n}: the model has no input with such an axis",
+                flag.name
+            )),
+            None => Ok(None),
         };
-        if let (Some(fixed), Some(given)) = (dim.known(), flag.given)
-            && fixed != given
-        {
-            return Err(contradiction(&input, flag, fixed, given));
-        }
-        symbols.extend(dim.as_symbol().filter(|s| !symbols.contains(s)).cloned());
-        main.get_or_insert(dim.clone());
-    }
-    let Some(main) = main else {
-        return Ok(None);
     };
-    let bound = match main.as_symbol() {
-        Some(symbol) => dims.bindings.get(symbol).copied(),
-        None => main.known(),
-    };
-    if let (Some(number), Some(given), Some(symbol)) = (bound, flag.given, main.as_symbol())
-        && number != given
-    {
-        let name = flag.name;
-        return Err(format!(
-            "--{name} {given}: the dimension {symbol} is {number} already"
-        ));
-    }
-    let number = bound.or(flag.given).unwrap_or(flag.default);
-    for symbol in symbols {
-        if dims.bindings.contains_key(&symbol) {
-            continue;
-        }
-        bind(&mut dims.bindings, &symbol, number)?;
-        let is_main = main.as_symbol() == Some(&symbol);
-        if is_main && flag.given.is_none() {
-            let name = flag.name;
-            let note = format!("{symbol} = {number} by default: set it with --{name} N");
-            dims.notes.push(note);
-        } else if !is_main && flag.axis > 0 {
-            let note = format!("{symbol} = {number}, too: set it with --dim {symbol}=N");
-            dims.notes.push(note);
+    let number = main_number(input, main, &axis, flag, dims)?;
+    for (input, dim) in &axis[1..] {
+        match dim.known() {
+            // The batch is the same for all; lengths differ, of a decoder's inputs for instance.
+            Some(fixed) if flag.axis == 0 && fixed != number => {
+                return Err(contradiction(input, flag, fixed, number));
+            }
+            Some(_) => {}
+            None => bind_other(dim, number, flag, dims)?,
         }
     }
     Ok(Some(number))
 }
 
+/// What the axis is in the main input: as bound already, or as the flag or another input says.
+fn main_number(
+    input: &str,
+    main: &Dim,
+    axis: &[(Arc<str>, Dim)],
+    flag: &Flag,
+    dims: &mut Dims,
+) -> Result<i64, String> {
+    let bound = main.bind(&dims.bindings).and_then(|dim| dim.known());
+    if let Some(number) = bound {
+        return match flag.given {
+            Some(given) if given != number && main.known().is_some() => {
+                Err(contradiction(input, flag, number, given))
+            }
+            Some(given) if given != number => {
+                let name = flag.name;
+                Err(format!(
+                    "--{name} {given}: the {name} of {input}, {main}, is {number} already"
+                ))
+            }
+            _ => Ok(number),
+        };
+    }
+    let Some(symbol) = main.as_symbol() else {
+        return Err(format!(
+            "the {} of input {input} is `{main}`: give its symbols with --dim NAME=N",
+            flag.name
+        ));
+    };
+    let fixed = axis
+        .iter()
+        .filter(|_| flag.axis == 0)
+        .find_map(|(_, dim)| dim.known());
+    let number = flag.given.or(fixed).unwrap_or(flag.default);
+    bind(&mut dims.bindings, symbol, number)?;
+    if flag.given.is_none() && fixed.is_none() {
+        let name = flag.name;
+        dims.notes.push(format!(
+            "{symbol} = {number} by default: set it with --{name} N"
+        ));
+    }
+    Ok(number)
+}
+
+/// Binds a symbol on the same axis of another input.
+fn bind_other(dim: &Dim, number: i64, flag: &Flag, dims: &mut Dims) -> Result<(), String> {
+    let Some(symbol) = dim.as_symbol().filter(|s| !dims.bindings.contains_key(*s)) else {
+        return Ok(());
+    };
+    if flag.axis > 0 {
+        dims.notes.push(format!(
+            "{symbol} = {number}, too: set it with --dim {symbol}=N"
+        ));
+    }
+    bind(&mut dims.bindings, symbol, number)
+}
+
 fn contradiction(input: &str, flag: &Flag, fixed: i64, given: i64) -> String {
     let (name, axis) = (flag.name, flag.axis);
     format!(
-        "--{name} {given} contradicts the model, whose input {input} has {name} {fixed} fixed: leave \
-         the flag out, or export with a dynamic dimension: \
+        "--{name} {given} contradicts the model, whose input {input} has {name} {fixed} fixed: give \
+         that, or export with a dynamic dimension: \
          torch.onnx.export(…, dynamic_shapes={{\"{input}\": {{{axis}: \"{name}\"}}, …}})"
     )
 }

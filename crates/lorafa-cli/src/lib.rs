@@ -84,15 +84,24 @@ fn main_job(path: &Path, args: &CompileArgs, out: &mut dyn Write) -> Result<(), 
             .iter()
             .for_each(|note| text.push_str(&format!("  {note}\n")));
     }
-    if let Some(path) = output.path().filter(|_| !json_out) {
-        text.push_str(&format!("\nwrote {} ({})\n", path.display(), method.name()));
-    }
     // Said before it is done: where it cannot be said, nothing is written.
-    let said = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-    match said {
+    say(out, &text)?;
+    let written = output.path().map(Path::to_owned);
+    output.commit()?;
+    match written {
+        Some(path) if !json_out => say(
+            out,
+            &format!("\nwrote {} ({})\n", path.display(), method.name()),
+        ),
+        _ => Ok(()),
+    }
+}
+
+/// Prints. Whoever closed our output has seen enough of it, and wants the files all the same.
+fn say(out: &mut dyn Write, text: &str) -> Result<(), Error> {
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error.into()),
-        // Whoever read our output has seen enough of it; the files are wanted all the same.
-        _ => output.commit(),
+        _ => Ok(()),
     }
 }
 

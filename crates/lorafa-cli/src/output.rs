@@ -9,7 +9,6 @@ use lorafa_onnx::export::{ExportOptions, export};
 use lorafa_onnx::external::ExternalStore;
 use lorafa_onnx::file::ModelFile;
 use lorafa_onnx::write::Staged;
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// The files to write, still under other names.
@@ -36,7 +35,7 @@ pub fn prepare(
     let path = args.output.clone();
     let path = path.unwrap_or_else(|| model.path().with_extension("lorafa.onnx"));
     let path = (!args.no_write).then_some(path);
-    refuse_to_overwrite(model, step, path.as_deref(), json_path)?;
+    refuse_to_overwrite(model, path.as_deref(), json_path)?;
 
     let mut staged = Vec::new();
     if let (Some(path), Some(text)) = (json_path, json) {
@@ -61,7 +60,11 @@ fn stage_model(
         detached = without_optimizer(step)?;
         &detached
     };
-    if !args.embed_weights && !external(step).is_empty() && folder(path) != folder(model.path()) {
+    let is_external = |data: &Data| matches!(data, Data::External(_));
+    let external = step
+        .params()
+        .any(|(_, param)| is_external(&param.stored.data));
+    if !args.embed_weights && external && folder(path) != folder(model.path()) {
         return Err(Error::Args(format!(
             "{}: the model's weights are in files next to it, and a written model refers to such \
              files in its own folder: write it next to the model, or give --embed-weights",
@@ -99,12 +102,11 @@ impl Output {
 /// Refuses outputs in the place of what is read, and two in one place.
 fn refuse_to_overwrite(
     model: &ModelFile,
-    step: &Graph,
     output: Option<&Path>,
     json: Option<&Path>,
 ) -> Result<(), Error> {
     let mut taken = vec![(real(model.path()), "the model")];
-    let weights = external(step).into_iter();
+    let weights = model.external_files().into_iter();
     taken.extend(weights.map(|location| (real(&model.folder().join(location)), "the weights")));
     for path in [output, json].into_iter().flatten() {
         let own = real(path);
@@ -117,17 +119,6 @@ fn refuse_to_overwrite(
         taken.push((own, "the written model"));
     }
     Ok(())
-}
-
-/// The files that hold weights of the step.
-fn external(step: &Graph) -> BTreeSet<&str> {
-    let mut files = BTreeSet::new();
-    for (_, param) in step.params() {
-        if let Data::External(external) = &param.stored.data {
-            files.insert(&*external.location);
-        }
-    }
-    files
 }
 
 /// A path with links followed, as far as it exists.

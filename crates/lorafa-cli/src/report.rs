@@ -236,7 +236,7 @@ fn list(text: &mut String, last: Option<&str>, groups: &[(Vec<String>, Group)]) 
 fn saved(text: &mut String, method: Method, report: &MethodReport) {
     line!(
         text,
-        "\nsaved activations of {}, largest first",
+        "\nsaved activations at the peak of {}, largest first",
         title(method)
     );
     list(text, Some("read by"), &grouped(&report.saved));

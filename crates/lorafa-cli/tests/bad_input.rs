@@ -315,6 +315,17 @@ fn outputs_never_replace_what_is_read_or_is_no_file() {
     );
     std::os::unix::fs::symlink("weights.bin", job.path("link")).unwrap();
     job.refused(&to(&["-o", "link"]), &["this is the weights"]);
+    // Weights that the step no longer has are the model's all the same.
+    let replaced = ["--replace-adapters", "-o", "adapters.bin"];
+    let mut model = onnx::decode(&example(LLAMA));
+    make_external(
+        weight(&mut model, "q_proj.lora_A.default.weight"),
+        "adapters.bin",
+        0,
+    );
+    fs::write(job.path("model.onnx"), onnx::encode(&model)).unwrap();
+    fs::write(job.path("adapters.bin"), [7u8; 1 << 16]).unwrap();
+    job.refused(&to(&replaced), &["this is the weights"]);
     let _socket = std::os::unix::net::UnixListener::bind(job.path("socket")).unwrap();
     job.refused(&to(&["-o", "socket"]), &["no regular file"]);
     fs::write(job.path("kept"), "kept").unwrap();
@@ -343,6 +354,27 @@ fn flags_that_would_do_nothing() {
         &lora(&["--no-write", "--with-optimizer"]),
         &["--with-optimizer"],
     );
+    copy_example(&job, PLAIN, "plain.onnx");
+    let full = [
+        "plain.onnx",
+        "--method",
+        "full",
+        "--targets",
+        "q_proj",
+        "--batch",
+        "2",
+    ];
+    job.refused(&full, &["--targets", "--rank"]);
+    let narrow = [
+        "plain.onnx",
+        "--rank",
+        "4",
+        "--adapter-dtype",
+        "bf16",
+        "--batch",
+        "2",
+    ];
+    job.refused(&narrow, &["not narrower", "f32"]);
     let twice = [
         "lora.onnx",
         "--dim",
@@ -352,7 +384,7 @@ fn flags_that_would_do_nothing() {
         "--seq",
         "8",
     ];
-    job.refused(&twice, &["--batch 2", "batch is 3"]);
+    job.refused(&twice, &["--batch 2", "is 3 already"]);
 }
 
 #[test]
@@ -363,6 +395,20 @@ fn a_sequence_longer_than_the_models_positions() {
     let message = ["wpe.weight", "32 positions", "1023", "--seq"];
     job.refused(&["gpt2.onnx", "--batch", "2"], &message);
     job.done(&["gpt2.onnx", "--batch", "2", "--seq", "32"]);
+    job.refused(
+        &["gpt2.onnx", "--batch", "2", "--seq", "33"],
+        &["position 32"],
+    );
+    copy_example(
+        &job,
+        "roberta-tiny-lora-r4-dynamo-opt-sdpa-fp32-eval-loss-dyn.onnx",
+        "r.onnx",
+    );
+    job.done(&["r.onnx", "--batch", "2", "--seq", "32"]);
+    job.refused(
+        &["r.onnx", "--batch", "2", "--seq", "33"],
+        &["34 positions", "position 34"],
+    );
 }
 
 #[test]

@@ -102,6 +102,22 @@ impl Dim {
         }
     }
 
+    /// Whether this is no negative number whatever sizes the symbols stand for.
+    pub fn is_size(&self) -> bool {
+        let atom = |atom: &Atom| match atom {
+            Atom::Sym(_) => true,
+            Atom::FloorDiv(a, b) | Atom::Min(a, b) => a.is_size() && b.is_size(),
+            Atom::Max(a, b) => a.is_size() || b.is_size(),
+        };
+        match self {
+            Dim::Known(n) => *n >= 0,
+            Dim::Expr(poly) => poly
+                .0
+                .iter()
+                .all(|t| t.coeff >= 0 && t.atoms.iter().all(atom)),
+        }
+    }
+
     /// Whether this is the number `n`.
     pub fn is(&self, n: i64) -> bool {
         *self == Dim::Known(n)
@@ -525,6 +541,13 @@ mod tests {
         normal("batch*seq//seq", "batch");
         normal("(seq + 7)//8", "((seq + 7)//(8))");
         normal("max(seq, seq + 3)", "seq + 3");
+    }
+
+    #[test]
+    fn what_cannot_be_negative_is_a_size() {
+        let size = |text: &str| text.parse::<Dim>().unwrap().is_size();
+        assert!(size("2*batch*seq + 3") && size("max(0, seq - 4)") && size("(seq + 7)//8"));
+        assert!(!size("seq - 1") && !size("-seq") && !size("min(seq, batch - 1)"));
     }
 
     #[test]

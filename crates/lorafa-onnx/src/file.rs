@@ -2,6 +2,7 @@
 
 mod error;
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use bytes::Bytes;
 use prost::{DecodeError, Message};
 
 use crate::map::map_file;
-use crate::proto::{GraphProto, ModelProto, OperatorSetIdProto, Version};
+use crate::proto::{GraphProto, ModelProto, OperatorSetIdProto, StringStringEntryProto, Version};
 use crate::wire::{self, Verdict};
 
 pub use error::{FileError, FileErrorKind};
@@ -75,9 +76,15 @@ impl ModelFile {
         }
     }
 
-    /// The decoded protobuf, to be taken apart.
-    pub fn into_proto(self) -> ModelProto {
-        self.proto
+    /// The files that hold weights or constants of the model, as it names them.
+    pub fn external_files(&self) -> BTreeSet<&str> {
+        let graph = self.graph();
+        let constants = graph.node.iter().flat_map(|node| &node.attribute);
+        let constants = constants.filter_map(|attribute| attribute.t.as_ref());
+        let entries = graph.initializer.iter().chain(constants);
+        let entries = entries.flat_map(|tensor| &tensor.external_data);
+        let locations = entries.filter(|entry| entry.key() == "location");
+        locations.map(StringStringEntryProto::value).collect()
     }
 
     /// Version of the operator set the model imports for `domain`; `""` and `"ai.onnx"` are the same domain.

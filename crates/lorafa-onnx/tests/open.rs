@@ -66,7 +66,7 @@ fn a_good_model_opens() {
     assert_eq!(file.opset("ai.onnx"), Some(MAX_OPSET));
     assert_eq!(file.opset("com.microsoft"), Some(1));
     assert_eq!(file.opset("org.example"), None);
-    assert_eq!(file.into_proto(), model());
+    assert_eq!(*file.proto(), model());
 }
 
 #[test]

@@ -76,11 +76,14 @@ fn a_model_can_be_written_over_itself_while_mapped() {
     };
     big.graph.get_or_insert_default().initializer.push(weight);
     write_atomic(&path, &big).expect("it writes");
-    let mapped = ModelFile::open(&path).expect("it opens").into_proto();
+    let mapped = ModelFile::open(&path).expect("it opens").proto().clone();
     write_atomic(&path, &model()).expect("it writes over");
     assert_eq!(mapped, big);
     write_atomic(&path, &mapped).expect("it writes back");
-    assert_eq!(ModelFile::open(&path).expect("it opens").into_proto(), big);
+    assert_eq!(
+        ModelFile::open(&path).expect("it opens").proto().clone(),
+        big
+    );
 }
 
 #[test]

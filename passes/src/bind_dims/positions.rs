@@ -3,7 +3,7 @@
 use crate::pass::{PassError, in_module};
 use lorafa_ir::ops::{Binary, BinaryKind, Literal, Op};
 use lorafa_ir::text::ValueDisplay;
-use lorafa_ir::{Graph, OpData, ValueId};
+use lorafa_ir::{DType, Graph, OpData, ValueId};
 
 /// Ops that are walked through between a table and its positions: a bound for hostile input.
 const MAX_STEPS: usize = 16;
@@ -35,7 +35,7 @@ fn check_gather(graph: &Graph, op: &OpData, axis: usize) -> Result<(), PassError
     )))
 }
 
-/// The least and the largest number in a value, if it counts or is constant.
+/// The least and the largest number in a value, if it counts positions or is constant.
 fn range(graph: &Graph, value: ValueId, steps: usize) -> Option<(i64, i64)> {
     let op = graph.def(value);
     let steps = steps.checked_sub(1)?;
@@ -54,7 +54,24 @@ fn range(graph: &Graph, value: ValueId, steps: usize) -> Option<(i64, i64)> {
             Literal::Floats(_) => None,
         },
         Op::Reshape(_) | Op::Expand(_) | Op::Transpose(_) => range(graph, op.operands[0], steps),
-        Op::Cast(cast) if !cast.to.is_float() => range(graph, op.operands[0], steps),
+        Op::Cast(cast) if !cast.to.is_float() => {
+            let x = op.operands[0];
+            match graph.ty(x).dtype {
+                DType::Bool => Some((0, 1)),
+                _ => range(graph, x, steps),
+            }
+        }
+        // As many as are counted in a sequence without padding.
+        Op::CumSum(sum) => {
+            let (low, high) = range(graph, op.operands[0], steps)?;
+            let len = graph.ty(op.results[0]).shape[sum.axis].known()?;
+            (low >= 0).then_some((0, high.checked_mul(len)?))
+        }
+        Op::Binary(Binary(BinaryKind::Mul)) => {
+            let (a, b) = (op.operands[0], op.operands[1]);
+            let (a, b) = (range(graph, a, steps)?, range(graph, b, steps)?);
+            (a.0 >= 0 && b.0 >= 0).then_some((a.0.checked_mul(b.0)?, a.1.checked_mul(b.1)?))
+        }
         Op::Binary(Binary(BinaryKind::Add)) => {
             let (a, b) = (op.operands[0], op.operands[1]);
             let (a, b) = (range(graph, a, steps)?, range(graph, b, steps)?);

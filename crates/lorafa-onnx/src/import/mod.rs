@@ -202,13 +202,16 @@ pub(super) fn declared(ty: Option<&TypeProto>) -> Option<Result<TensorType, Stri
 
 /// What an exporter wrote as a dimension's name: an expression, or a symbol of its own.
 fn symbol(name: &str) -> Dim {
-    name.parse().unwrap_or_else(|_| {
-        let word: String = name
-            .chars()
-            .map(|c| if c.is_alphanumeric() { c } else { '_' })
-            .collect();
-        Dim::sym(&word)
-    })
+    let word = || -> String {
+        let plain = |c: char| if c.is_alphanumeric() { c } else { '_' };
+        name.chars().map(plain).collect()
+    };
+    // Exporters put blanks around their minus, people join words with it.
+    let is_word = |part: &str| part.starts_with(char::is_alphabetic) && !part.contains(' ');
+    if name.contains('-') && name.split('-').all(is_word) {
+        return Dim::sym(&word());
+    }
+    name.parse().unwrap_or_else(|_| Dim::sym(&word()))
 }
 
 fn input_type(input: &ValueInfoProto) -> Result<TensorType, ImportError> {

@@ -63,7 +63,7 @@ impl Importer<'_, '_> {
 }
 
 /// The scalar that is the loss: the one so named, or else the one that comes of a cross-entropy, or
-/// whose name says so, or that is all the model gives.
+/// whose name says so where nothing could be logits, or that is all the model gives.
 fn loss<'n>(graph: &Graph, outputs: &[(&'n str, ValueId)]) -> Result<Option<&'n str>, ImportError> {
     let scalars = outputs.iter().filter(|(_, value)| {
         let ty = graph.ty(*value);
@@ -75,7 +75,8 @@ fn loss<'n>(graph: &Graph, outputs: &[(&'n str, ValueId)]) -> Result<Option<&'n 
     }
     let rules: [&Rule<'_>; 3] = [
         &|_, value| is_cross_entropy(graph, value),
-        &|name, _| name.contains(LOSS),
+        // Next to logits a scalar may be an auxiliary loss.
+        &|name, _| name.contains(LOSS) && !outputs.iter().any(|(_, v)| graph.ty(*v).rank() > 1),
         &|_, _| outputs.len() == 1,
     ];
     for rule in rules {

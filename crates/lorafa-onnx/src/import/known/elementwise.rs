@@ -3,11 +3,12 @@
 use super::{Known, Node};
 use lorafa_ir::{DType, Dim};
 
-/// A number as an element type holds it; an expression as it is.
-pub(crate) fn wrapped(dim: Dim, dtype: DType) -> Dim {
+/// A number as an element type holds it; `None` for an expression that the type may wrap.
+pub(crate) fn wrapped(dim: Dim, dtype: DType) -> Option<Dim> {
     match dim {
-        Dim::Known(n) => Dim::Known(dtype.wrap(n)),
-        Dim::Expr(_) => dim,
+        Dim::Known(n) => Some(Dim::Known(dtype.wrap(n))),
+        Dim::Expr(_) if matches!(dtype, DType::I64 | DType::I32) || dim.is_size() => Some(dim),
+        Dim::Expr(_) => None,
     }
 }
 
@@ -21,7 +22,7 @@ pub(super) fn binary(node: &Node<'_>, x: &Known, y: &Known) -> Option<Known> {
             "Mod" => Dim::Known(remainder(a.known()?, b.known()?, fmod)?),
             _ => apply(op, a, b)?,
         };
-        Some(wrapped(value, dtype))
+        wrapped(value, dtype)
     };
     let shape = broadcast([x, y])?;
     let values = x.spread(&shape).zip(y.spread(&shape)).map(value);
@@ -63,12 +64,12 @@ fn apply(op: &str, a: &Dim, b: &Dim) -> Option<Dim> {
         "Or" => return truth(a.known()? != 0 || b.known()? != 0),
         _ => {}
     }
-    // A symbol stands for a size, so it is no negative number.
-    let difference = match (a.minus(b), a, b) {
-        (Dim::Known(n), ..) => n,
-        (_, Dim::Expr(_), Dim::Known(n)) if *n < 0 => 1,
-        (_, Dim::Known(n), Dim::Expr(_)) if *n < 0 => -1,
-        _ => return None,
+    let negative = |d: &Dim| d.known().is_some_and(|n| n < 0);
+    let difference = match a.minus(b) {
+        Dim::Known(n) => n,
+        Dim::Expr(_) if a.is_size() && negative(b) => 1,
+        Dim::Expr(_) if negative(a) && b.is_size() => -1,
+        Dim::Expr(_) => return None,
     };
     match op {
         "Equal" => truth(difference == 0),
@@ -84,7 +85,8 @@ fn apply(op: &str, a: &Dim, b: &Dim) -> Option<Dim> {
 fn divide(a: &Dim, b: &Dim) -> Option<Dim> {
     match (a, b) {
         (Dim::Known(a), Dim::Known(b)) => a.checked_div(*b).map(Dim::Known),
-        _ => a.floor_div(b),
+        _ if a.is_size() && b.is_size() => a.floor_div(b),
+        _ => a.exact_div(b),
     }
 }
 

@@ -211,8 +211,11 @@ fn cast<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
             known.values = values;
         }
         known.dtype = to;
-        let values = known.values.into_iter();
-        known.values = values.map(|d| wrapped(d, to)).collect();
+        let values = known.values.into_iter().map(|d| wrapped(d, to)).collect();
+        let Some(values) = values else {
+            return Err(format!("casts a dimension that may be negative to {to}").into());
+        };
+        known.values = values;
         if let Some(output) = node.output(0) {
             im.define_known(output, known, None);
         }

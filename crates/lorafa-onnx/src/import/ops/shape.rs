@@ -130,8 +130,8 @@ fn range<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
     let stride = Dim::Known(step.saturating_abs());
     let len = span.plus(&stride).minus(&Dim::Known(1)).floor_div(&stride);
     let len = len.ok_or("its step is zero")?.larger(&Dim::Known(0));
-    // A symbol is a size, so `max(0, seq)` is `seq`.
-    let len = if span.as_symbol().is_some() {
+    // `max(0, seq)` is `seq`.
+    let len = if stride.is(1) && span.is_size() {
         span.clone()
     } else {
         len
