@@ -4,6 +4,7 @@
 //! the importer evaluates them, over dimensions that may be symbolic.
 
 mod elementwise;
+mod movement;
 
 use super::error::Fail;
 use super::node::Node;
@@ -11,6 +12,9 @@ pub(super) use elementwise::wrapped;
 use elementwise::{binary, select};
 use lorafa_ir::ops::axis;
 use lorafa_ir::{DType, Dim};
+use movement::{
+    concat, constant_of_shape, expand, gather, range, reshape, slice, squeeze, transpose, unsqueeze,
+};
 
 /// The most integers that are tracked: shapes and permutations are short, masks are data.
 pub(super) const MAX_KNOWN: usize = 256;
@@ -111,19 +115,7 @@ pub(super) fn evaluate(node: &Node<'_>, ins: &[Option<Known>]) -> Result<Option<
         "Concat" => concat(node, ins)?,
         "Slice" => slice(x, ins),
         "Reshape" => second.and_then(|to| reshape(x, to)),
-        "Unsqueeze" => {
-            let axes = axes(node, second)?;
-            let rank = x.shape.len() + axes.len();
-            let mut shape = x.shape.clone();
-            for a in sorted(&axes, rank)? {
-                shape.insert(a.min(shape.len()), 1);
-            }
-            Some(Known {
-                dtype: x.dtype,
-                shape,
-                values: x.values.clone(),
-            })
-        }
+        "Unsqueeze" => unsqueeze(node, x, second)?,
         "Squeeze" => squeeze(node, x, ins)?,
         "Transpose" => transpose(node, x),
         "ReduceProd" if x.shape.len() == 1 => {
@@ -136,30 +128,9 @@ pub(super) fn evaluate(node: &Node<'_>, ins: &[Option<Known>]) -> Result<Option<
             })
         }
         "ConstantOfShape" => constant_of_shape(node, x)?,
-        "Expand" => match (x.as_scalar(), second.and_then(Known::numbers)) {
-            (Some(value), Some(shape)) => {
-                let shape: Option<Vec<usize>> =
-                    shape.iter().map(|d| usize::try_from(*d).ok()).collect();
-                shape.and_then(|shape| {
-                    let n = Known::count(&shape)?;
-                    Some(Known {
-                        dtype: x.dtype,
-                        shape,
-                        values: vec![value.clone(); n],
-                    })
-                })
-            }
-            _ => None,
-        },
-        "Range" => match (x.as_scalar(), second, ins.get(2).and_then(Option::as_ref)) {
-            (Some(Dim::Known(a)), Some(b), Some(step)) => match (b.as_scalar(), step.as_scalar()) {
-                (Some(Dim::Known(b)), Some(Dim::Known(1)))
-                    if b.saturating_sub(*a) <= MAX_KNOWN as i64 =>
-                {
-                    Some(Known::list((*a..*b).map(Dim::Known)))
-                }
-                _ => None,
-            },
+        "Expand" => second.and_then(|shape| expand(x, shape)),
+        "Range" => match (second, ins.get(2).and_then(Option::as_ref)) {
+            (Some(limit), Some(step)) => range(x, limit, step),
             _ => None,
         },
         _ => None,
@@ -189,26 +160,6 @@ pub(super) fn sorted(axes: &[i64], rank: usize) -> Result<Vec<usize>, Fail> {
     Ok(sorted)
 }
 
-/// The axes given, or else every axis of one.
-fn squeeze(node: &Node<'_>, x: &Known, ins: &[Option<Known>]) -> Result<Option<Known>, Fail> {
-    let rank = x.shape.len();
-    let given = node.ints("axes").is_some() || ins.len() > 1;
-    let gone = if given {
-        sorted(&axes(node, ins.get(1).and_then(Option::as_ref))?, rank)?
-    } else {
-        (0..rank).filter(|axis| x.shape[*axis] == 1).collect()
-    };
-    if gone.iter().any(|axis| x.shape[*axis] != 1) {
-        return Err("it squeezes an axis that is not one".into());
-    }
-    let kept = (0..rank).filter(|axis| !gone.contains(axis));
-    Ok(Some(Known {
-        dtype: x.dtype,
-        shape: kept.map(|axis| x.shape[axis]).collect(),
-        values: x.values.clone(),
-    }))
-}
-
 fn map(x: &Known, f: impl Fn(&Dim) -> Dim) -> Known {
     Known {
         dtype: x.dtype,
@@ -224,163 +175,4 @@ fn numeric(x: &Known, f: impl Fn(i64) -> i64) -> Option<Known> {
         shape: x.shape.clone(),
         values,
     })
-}
-
-fn gather(x: &Known, indices: &Known) -> Option<Known> {
-    if x.shape.len() != 1 {
-        return None;
-    }
-    let n = x.values.len() as i64;
-    let pick = |i: i64| {
-        x.values
-            .get(usize::try_from(if i < 0 { i + n } else { i }).ok()?)
-            .cloned()
-    };
-    let values = indices
-        .numbers()?
-        .into_iter()
-        .map(pick)
-        .collect::<Option<_>>()?;
-    Some(Known {
-        dtype: x.dtype,
-        shape: indices.shape.clone(),
-        values,
-    })
-}
-
-fn concat(node: &Node<'_>, ins: &[Option<Known>]) -> Result<Option<Known>, Fail> {
-    let Some(parts) = ins.iter().cloned().collect::<Option<Vec<Known>>>() else {
-        return Ok(None);
-    };
-    if parts.iter().any(|p| p.shape.len() != 1) {
-        return Ok(None);
-    }
-    axis(node.int("axis", 0), 1)?;
-    let dtype = parts.first().map_or(DType::I64, |p| p.dtype);
-    Ok(Some(Known {
-        dtype,
-        ..Known::list(parts.into_iter().flat_map(|p| p.values))
-    }))
-}
-
-fn slice(x: &Known, ins: &[Option<Known>]) -> Option<Known> {
-    let number = |i: usize, default: i64| match ins.get(i) {
-        Some(Some(k)) => k.as_scalar()?.known(),
-        Some(None) => None,
-        None => Some(default),
-    };
-    let row = x.shape.len() == 2;
-    if x.shape.len() > 2 || number(3, 0)? != 0 {
-        return None;
-    }
-    let n = x.shape.first().copied().unwrap_or(0) as i64;
-    let width = if row { x.shape[1] } else { 1 };
-    let (start, end, step) = (number(1, 0)?, number(2, n)?, number(4, 1)?);
-    let clamp = |i: i64, low: i64, high: i64| {
-        (if i < 0 { i.saturating_add(n) } else { i }).clamp(low, high)
-    };
-    let mut picked = Vec::new();
-    if step > 0 {
-        let (mut i, end) = (clamp(start, 0, n), clamp(end, 0, n));
-        while i < end {
-            picked.push(i);
-            i = i.saturating_add(step);
-        }
-    } else if step < 0 {
-        let (mut i, end) = (clamp(start, -1, n - 1), clamp(end, -1, n - 1));
-        let end = if ins[2].as_ref()?.as_scalar()?.known()? < -n {
-            -1
-        } else {
-            end
-        };
-        while i > end {
-            picked.push(i);
-            i = i.saturating_add(step);
-        }
-    } else {
-        return None;
-    }
-    let values: Vec<Dim> = picked
-        .iter()
-        .flat_map(|i| {
-            x.values[*i as usize * width..(*i as usize + 1) * width]
-                .iter()
-                .cloned()
-        })
-        .collect();
-    let shape = if row {
-        vec![picked.len(), width]
-    } else {
-        vec![picked.len()]
-    };
-    Some(Known {
-        dtype: x.dtype,
-        shape,
-        values,
-    })
-}
-
-fn reshape(x: &Known, to: &Known) -> Option<Known> {
-    let n = x.values.len();
-    let mut shape = Vec::new();
-    let to = to.numbers()?;
-    let sizes: Vec<usize> = to.iter().filter_map(|d| usize::try_from(*d).ok()).collect();
-    let rest = Known::count(&sizes)?;
-    for d in &to {
-        shape.push(match d {
-            -1 if rest > 0 => n / rest,
-            d => usize::try_from(*d).ok()?,
-        });
-    }
-    (Known::count(&shape)? == n).then_some(Known {
-        dtype: x.dtype,
-        shape,
-        values: x.values.clone(),
-    })
-}
-
-fn transpose(node: &Node<'_>, x: &Known) -> Option<Known> {
-    match (x.shape.as_slice(), node.ints("perm")) {
-        ([rows, cols], None | Some([1, 0])) => {
-            let values = (0..*cols).flat_map(|c| (0..*rows).map(move |r| (r, c)));
-            let values = values
-                .map(|(r, c)| x.values[r * cols + c].clone())
-                .collect();
-            Some(Known {
-                dtype: x.dtype,
-                shape: vec![*cols, *rows],
-                values,
-            })
-        }
-        ([] | [_], _) => Some(x.clone()),
-        _ => None,
-    }
-}
-
-fn constant_of_shape(node: &Node<'_>, x: &Known) -> Result<Option<Known>, Fail> {
-    let Some(shape) = x.numbers() else {
-        return Ok(None);
-    };
-    let shape: Option<Vec<usize>> = shape.iter().map(|d| usize::try_from(*d).ok()).collect();
-    let Some((shape, n)) = shape.and_then(|s| Known::count(&s).map(|n| (s, n))) else {
-        return Ok(None);
-    };
-    let Some(value) = node.tensor("value") else {
-        return Ok(None);
-    };
-    let Some(dtype) = crate::dtype::from_onnx(value.data_type()).filter(|d| !d.is_float()) else {
-        return Ok(None);
-    };
-    let crate::tensor::TensorPayload::Inline(bytes) = crate::tensor::payload(value)? else {
-        return Ok(None);
-    };
-    let fill = crate::dtype::decode_ints(dtype, &bytes);
-    let Some(fill) = fill.first() else {
-        return Ok(None);
-    };
-    Ok(Some(Known {
-        dtype,
-        shape,
-        values: vec![Dim::Known(*fill); n],
-    }))
 }
