@@ -5,6 +5,15 @@ use crate::ids::ValueId;
 use crate::types::TensorType;
 use smallvec::SmallVec;
 
+/// Bytes that every piece of an op's scratch begins on a multiple of: what CPU kernels ask for.
+pub const SCRATCH_ALIGN: u64 = 64;
+
+/// Bytes of scratch for pieces of these sizes.
+pub fn pieces(bytes: impl IntoIterator<Item = u64>) -> u64 {
+    let rounded = bytes.into_iter().map(|n| n.next_multiple_of(SCRATCH_ALIGN));
+    rounded.sum()
+}
+
 /// Numbers, one per axis.
 pub type Axes = SmallVec<[u64; 4]>;
 
@@ -98,13 +107,19 @@ impl Layout {
         })
     }
 
-    /// Whether the leading axes (all but the last two) can be walked with one stride.
-    pub fn batch_merges(&self) -> bool {
-        let batch = self.shape.len().saturating_sub(2);
-        let axes = self.shape[..batch].iter().zip(&self.strides);
-        let axes: SmallVec<[_; 4]> = axes.filter(|(dim, _)| **dim != 1).collect();
-        let merges = |w: &[(&u64, &u64)]| *w[0].1 == w[1].0 * w[1].1;
-        self.shape.contains(&0) || axes.windows(2).all(merges)
+    /// Whether BLAS can read the last two axes as a matrix, or as the transpose of one: neighbours along one of them
+    /// are neighbours in memory, and none overlap.
+    pub fn matrix_fits(&self) -> bool {
+        let n = self.shape.len();
+        if n < 2 || self.shape.contains(&0) {
+            return true;
+        }
+        let (rows, cols) = (self.shape[n - 2], self.shape[n - 1]);
+        let (down, along) = (self.strides[n - 2], self.strides[n - 1]);
+        let lines = |len: u64, near: u64, count: u64, far: u64| {
+            (len == 1 || near == 1) && (count == 1 || far >= len)
+        };
+        lines(cols, along, rows, down) || lines(rows, down, cols, along)
     }
 }
 

@@ -5,6 +5,7 @@ use super::{BinaryKind, Op, Operator, Scalar, Types, UnaryKind, float};
 use crate::dim::Bindings;
 use crate::dtype::DType;
 use crate::ids::ValueId;
+use crate::layout::{Layout, pieces};
 use crate::patch::{Patch, PatchError, Results};
 use crate::types::{TensorType, TypeError};
 
@@ -83,6 +84,15 @@ impl Operator for AdamW {
 
     fn updates(&self) -> &'static [(usize, usize)] {
         &[(0, 0), (1, 2), (2, 3)]
+    }
+
+    /// The step, and parameter and gradient if they are not row-major f32, as such.
+    fn scratch(&self, operands: &[(&TensorType, &Layout)], _: &[&TensorType]) -> u64 {
+        let as_f32 = |x: (&TensorType, &Layout)| match x.0.dtype {
+            DType::F32 => super::row_major(x),
+            _ => super::bytes_as(DType::F32, x.0),
+        };
+        pieces([DType::F32.size(), as_f32(operands[0]), as_f32(operands[1])])
     }
 
     fn flops(&self, operands: &[&TensorType], _: &[&TensorType]) -> u64 {

@@ -6,9 +6,10 @@ use super::{
 };
 use crate::build::Built;
 use crate::dim::{Bindings, Dim};
+use crate::dtype::DType;
 use crate::grad::{Gradient, GradientError};
 use crate::ids::ValueId;
-use crate::layout::Layout;
+use crate::layout::{Layout, pieces};
 use crate::patch::{Patch, PatchError, Results};
 use crate::types::{TensorType, TypeError, may_equal};
 
@@ -67,9 +68,15 @@ impl Operator for CrossEntropy {
         Ok(g.give(0, dx)?)
     }
 
-    /// The log-probabilities.
+    /// The log-probabilities, how many labels count, and labels that are not row-major i64 as such.
     fn scratch(&self, operands: &[(&TensorType, &Layout)], _: &[&TensorType]) -> u64 {
-        operands[0].0.bytes().unwrap_or(0)
+        let [(logits, _), labels] = [operands[0], operands[1]];
+        let labels = if labels.0.dtype == DType::I64 {
+            super::row_major(labels)
+        } else {
+            super::bytes_as(DType::I64, labels.0)
+        };
+        pieces([logits.bytes().unwrap_or(0), logits.dtype.size(), labels])
     }
 
     fn flops(&self, operands: &[&TensorType], _: &[&TensorType]) -> u64 {
@@ -127,6 +134,20 @@ impl Operator for CrossEntropyGrad {
     /// The probabilities may overwrite the logits.
     fn in_place(&self) -> &'static [usize] {
         &[1]
+    }
+
+    /// For each row whether it counts, its share and its class; how many count, and the label that does not.
+    fn scratch(&self, operands: &[(&TensorType, &Layout)], _: &[&TensorType]) -> u64 {
+        let (dtype, labels) = (operands[1].0.dtype, operands[2].0);
+        let wide = super::bytes_as(DType::I64, labels);
+        pieces([
+            labels.dtype.size(),
+            super::bytes_as(DType::Bool, labels),
+            super::bytes_as(dtype, labels),
+            dtype.size(),
+            wide,
+            if labels.dtype == DType::I64 { 0 } else { wide },
+        ])
     }
 
     fn flops(&self, operands: &[&TensorType], _: &[&TensorType]) -> u64 {

@@ -6,6 +6,7 @@ use crate::dim::Bindings;
 use crate::dtype::DType;
 use crate::grad::{Gradient, GradientError};
 use crate::ids::ValueId;
+use crate::layout::{Layout, pieces};
 use crate::patch::{Patch, PatchError, Results};
 use crate::types::{TensorType, TypeError};
 
@@ -57,6 +58,11 @@ impl Operator for Dropout {
     fn in_place(&self) -> &'static [usize] {
         &[0]
     }
+
+    /// A number.
+    fn scratch(&self, operands: &[(&TensorType, &Layout)], _: &[&TensorType]) -> u64 {
+        pieces([operands[0].0.dtype.size()])
+    }
 }
 
 /// `dropout_grad dy, mask {ratio=0.05}`: `dy·mask/(1-ratio)`.
@@ -103,6 +109,11 @@ impl Operator for DropoutGrad {
             let mask = p.scaled(mask, 1.0 / (1.0 - self.ratio.0))?;
             Ok([p.times(ins[0], mask)?].into_iter().collect())
         })())
+    }
+
+    /// A number.
+    fn scratch(&self, operands: &[(&TensorType, &Layout)], _: &[&TensorType]) -> u64 {
+        pieces([operands[0].0.dtype.size()])
     }
 }
 

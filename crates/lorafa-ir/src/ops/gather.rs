@@ -6,6 +6,7 @@ use crate::dim::{Bindings, Dim};
 use crate::grad::{Gradient, GradientError};
 use crate::ids::ValueId;
 use crate::interp::{Array, EvalError, position};
+use crate::layout::{Layout, pieces};
 use crate::patch::{Patch, PatchError, Results};
 use crate::types::{Shape, TensorType, TypeError, line_up};
 
@@ -64,6 +65,16 @@ impl Operator for Gather {
             dx = g.transpose(dx, back)?;
         }
         Ok(g.give(0, dx)?)
+    }
+
+    /// The positions, and a copy of `data` if it is not row-major and not gathered along its first axis.
+    fn scratch(&self, operands: &[(&TensorType, &Layout)], _: &[&TensorType]) -> u64 {
+        let copy = (self.axis != 0).then(|| super::row_major(operands[0]));
+        pieces(
+            super::positions_pieces(operands[1].0)
+                .into_iter()
+                .chain(copy),
+        )
     }
 
     fn flops(&self, _: &[&TensorType], _: &[&TensorType]) -> u64 {
@@ -131,6 +142,17 @@ impl Operator for GatherGrad {
     fn bind(&self, b: &Bindings) -> Option<Op> {
         let shape: Option<Shape> = self.shape.iter().map(|d| d.bind(b)).collect();
         Some(GatherGrad { shape: shape? }.into())
+    }
+
+    /// The positions, and a copy of `dy` if its rows do not follow each other.
+    fn scratch(&self, operands: &[(&TensorType, &Layout)], _: &[&TensorType]) -> u64 {
+        let [(indices, _), dy] = [operands[0], operands[1]];
+        let rows = dy.0.known_shape().unwrap_or_default();
+        let (rows, rest) = rows.split_at(indices.rank());
+        let rows = [&[rows.iter().product()], rest].concat();
+        let copy = dy.1.reshape(rows.as_slice().into()).is_none();
+        let copy = copy.then(|| super::row_major(dy));
+        pieces(super::positions_pieces(indices).into_iter().chain(copy))
     }
 
     fn flops(&self, operands: &[&TensorType], _: &[&TensorType]) -> u64 {
@@ -207,6 +229,11 @@ impl Operator for GatherElements {
         };
         let dx = g.add1(scatter.into(), &[zeros, indices, dy])?;
         Ok(g.give(0, dx)?)
+    }
+
+    /// The positions.
+    fn scratch(&self, operands: &[(&TensorType, &Layout)], _: &[&TensorType]) -> u64 {
+        pieces(super::positions_pieces(operands[1].0))
     }
 
     fn flops(&self, _: &[&TensorType], _: &[&TensorType]) -> u64 {

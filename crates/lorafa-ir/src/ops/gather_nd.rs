@@ -3,8 +3,10 @@
 use super::attrs::{AttrReader, Attrs};
 use super::{Fill, Op, Operator, Scalar, ScatterNd, Types, index, one};
 use crate::dim::{Bindings, Dim};
+use crate::dtype::DType;
 use crate::grad::{Gradient, GradientError};
 use crate::interp::{Array, EvalError, position};
+use crate::layout::{Layout, pieces};
 use crate::types::{Shape, TensorType, TypeError, line_up};
 
 /// `gather_nd data, indices {batch_dims=0}`: the last axis of `indices` holds index vectors into
@@ -32,6 +34,12 @@ pub(super) fn slices(indices: &Array, axes: &[usize]) -> Result<Vec<usize>, Eval
     let lengths = axes[..depth].iter().cycle();
     let indices = indices.data.iter().zip(lengths);
     indices.map(|(i, n)| position(*i, *n)).collect()
+}
+
+/// Pieces for index vectors as positions: those, one component of each, and whether that counts from the end.
+pub(super) fn flat_pieces(indices: &TensorType) -> [u64; 3] {
+    let rows = indices.shape[..indices.rank() - 1].iter().cloned();
+    [TensorType::new(DType::I64, rows).bytes().unwrap_or(0); 3]
 }
 
 impl Operator for GatherNd {
@@ -89,6 +97,19 @@ impl Operator for GatherNd {
         )?;
         let dx = g.add1(ScatterNd { add: true }.into(), &[zeros, indices, dy])?;
         Ok(g.give(0, dx)?)
+    }
+
+    /// What [`flat_pieces`] says, and a copy of `data` if its indexed axes do not merge.
+    fn scratch(&self, operands: &[(&TensorType, &Layout)], _: &[&TensorType]) -> u64 {
+        let (data, indices) = (operands[0], operands[1].0);
+        let shape = data.0.known_shape().unwrap_or_default();
+        let depth = indices.known_shape().and_then(|s| s.last().copied());
+        let end = self.batch_dims + depth.unwrap_or(0) as usize;
+        let merged = shape[self.batch_dims..end].iter().product();
+        let merged = [&shape[..self.batch_dims], &[merged], &shape[end..]].concat();
+        let copy = data.1.reshape(merged.as_slice().into()).is_none();
+        let copy = copy.then(|| super::row_major(data));
+        pieces(flat_pieces(indices).into_iter().chain(copy))
     }
 
     fn flops(&self, _: &[&TensorType], _: &[&TensorType]) -> u64 {

@@ -7,6 +7,7 @@ use crate::dtype::DType;
 use crate::grad::{Gradient, GradientError};
 use crate::ids::ValueId;
 use crate::interp::{Array, EvalError, for_each_index};
+use crate::layout::{Layout, pieces};
 use crate::patch::{Patch, PatchError, Results};
 use crate::types::{Shape, TensorType, TypeError, line_up, may_equal};
 
@@ -109,6 +110,14 @@ impl Operator for LayerNorm {
         &[0]
     }
 
+    /// A number, and 16-bit operands in the type of the statistics.
+    fn scratch(&self, operands: &[(&TensorType, &Layout)], results: &[&TensorType]) -> u64 {
+        let wide = results[1].dtype;
+        let widened = operands.iter().filter(|(ty, _)| ty.dtype != wide);
+        let widened = widened.map(|(ty, _)| super::bytes_as(wide, ty));
+        pieces(widened.chain([wide.size()]))
+    }
+
     fn flops(&self, operands: &[&TensorType], _: &[&TensorType]) -> u64 {
         8 * operands[0].elements().unwrap_or(0)
     }
@@ -179,6 +188,25 @@ impl Operator for LayerNormGrad {
     /// Kernels read `dy` and `x` again for the gradients of scale and bias, after `dx` is written.
     fn in_place(&self) -> &'static [usize] {
         if self.weights { &[] } else { &[0, 1] }
+    }
+
+    /// The normalized operand, two numbers a row, and for the scale's gradient a product; of 16-bit operands also `dy`,
+    /// the scale and its gradient in the type of the statistics.
+    fn scratch(&self, operands: &[(&TensorType, &Layout)], _: &[&TensorType]) -> u64 {
+        let [(x, _), (scale, _), (statistics, _)] = [operands[1], operands[2], operands[3]];
+        let wide = statistics.dtype;
+        let half = x.dtype != wide;
+        let full = super::bytes_as(wide, x);
+        let sums = statistics.bytes().unwrap_or(0);
+        let weights = super::bytes_as(wide, scale);
+        pieces(
+            [full, sums, sums]
+                .into_iter()
+                .chain(self.weights.then_some(full))
+                .chain(half.then_some(full))
+                .chain(half.then_some(weights))
+                .chain((half && self.weights).then_some(weights)),
+        )
     }
 
     fn flops(&self, operands: &[&TensorType], _: &[&TensorType]) -> u64 {

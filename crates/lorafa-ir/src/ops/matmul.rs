@@ -5,7 +5,7 @@ use super::{Op, Operator, Types, one, same_dtype};
 use crate::dim::{Bindings, Dim};
 use crate::grad::{Gradient, GradientError};
 use crate::interp::{Array, EvalError};
-use crate::layout::Layout;
+use crate::layout::{Layout, pieces};
 use crate::types::{Shape, TensorType, TypeError, broadcast, may_equal, product};
 
 /// `matmul a, b {trans_a, trans_b}`: the product over the last two axes, either swapped first if
@@ -105,10 +105,10 @@ impl Operator for MatMul {
         Ok(())
     }
 
-    /// A batch that cannot be walked with one stride is copied to one that can.
+    /// Copies of operands whose matrices BLAS cannot read.
     fn scratch(&self, operands: &[(&TensorType, &Layout)], _: &[&TensorType]) -> u64 {
-        let copied = operands.iter().filter(|(_, layout)| !layout.batch_merges());
-        copied.map(|(ty, _)| ty.bytes().unwrap_or(0)).sum()
+        let copied = operands.iter().filter(|(_, layout)| !layout.matrix_fits());
+        pieces(copied.map(|(ty, _)| ty.bytes().unwrap_or(0)))
     }
 
     fn flops(&self, operands: &[&TensorType], results: &[&TensorType]) -> u64 {

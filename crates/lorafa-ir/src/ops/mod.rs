@@ -54,6 +54,7 @@ pub use transpose::Transpose;
 pub use unary::{Unary, UnaryKind};
 
 use crate::dim::Bindings;
+use crate::dtype::DType;
 use crate::grad::{Gradient, GradientError};
 use crate::ids::ValueId;
 use crate::interp::{Array, EvalError};
@@ -141,7 +142,7 @@ pub trait Operator {
         &[]
     }
 
-    /// Bytes of private scratch while the op runs.
+    /// Bytes of private scratch while the op runs: [`pieces`](crate::layout::pieces), as many as its kernel takes.
     fn scratch(&self, _operands: &[(&TensorType, &Layout)], _results: &[&TensorType]) -> u64 {
         0
     }
@@ -334,6 +335,26 @@ impl std::ops::Deref for Op {
     fn deref(&self) -> &Self::Target {
         self.as_operator()
     }
+}
+
+/// Bytes of a row-major copy of an operand that lies otherwise.
+fn row_major((ty, layout): (&TensorType, &Layout)) -> u64 {
+    if layout.is_contiguous() {
+        0
+    } else {
+        ty.bytes().unwrap_or(0)
+    }
+}
+
+/// Bytes of an operand's elements in another type.
+fn bytes_as(dtype: DType, ty: &TensorType) -> u64 {
+    ty.with_dtype(dtype).bytes().unwrap_or(0)
+}
+
+/// Pieces for indices as i64, none counted from the end.
+fn positions_pieces(indices: &TensorType) -> [u64; 2] {
+    let wide = bytes_as(DType::I64, indices);
+    [wide, if indices.dtype == DType::I64 { 0 } else { wide }]
 }
 
 /// The one result type.

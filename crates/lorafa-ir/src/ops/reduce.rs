@@ -6,6 +6,7 @@ use crate::dim::{Bindings, Dim};
 use crate::dtype::DType;
 use crate::grad::{Gradient, GradientError};
 use crate::interp::{Array, EvalError, for_each_index};
+use crate::layout::{Layout, pieces};
 use crate::types::{Shape, TensorType, TypeError};
 use smallvec::SmallVec;
 
@@ -113,6 +114,13 @@ impl Operator for Reduce {
             }
         };
         Ok(g.give(0, dx)?)
+    }
+
+    /// The divisor of a mean.
+    fn scratch(&self, operands: &[(&TensorType, &Layout)], results: &[&TensorType]) -> u64 {
+        let _ = operands;
+        let divisor = results[0].dtype.size();
+        pieces((self.kind == ReduceKind::Mean).then_some(divisor))
     }
 
     fn flops(&self, operands: &[&TensorType], _: &[&TensorType]) -> u64 {

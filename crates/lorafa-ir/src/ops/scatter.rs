@@ -2,11 +2,12 @@
 
 use super::attrs::{AttrReader, Attrs};
 use super::gather::{positions, within};
-use super::gather_nd::{depth, slices};
+use super::gather_nd::{depth, flat_pieces, slices};
 use super::{Fill, GatherElements, GatherNd, Op, Operator, Scalar, Types, index, one};
 use crate::dim::Bindings;
 use crate::grad::{Gradient, GradientError};
 use crate::interp::{Array, EvalError, for_each_index};
+use crate::layout::{Layout, pieces};
 use crate::types::{TensorType, TypeError, line_up};
 
 /// `scatter_elements data, indices, updates {axis=1, add}`.
@@ -112,6 +113,11 @@ impl Operator for ScatterElements {
         &[0]
     }
 
+    /// The positions.
+    fn scratch(&self, operands: &[(&TensorType, &Layout)], _: &[&TensorType]) -> u64 {
+        pieces(super::positions_pieces(operands[1].0))
+    }
+
     fn eval(&self, x: &[&Array], _: &[&TensorType]) -> Result<Vec<Array>, EvalError> {
         let mut y = x[0].clone();
         let elements = positions(x[1], y.shape[self.axis])?;
@@ -171,6 +177,17 @@ impl Operator for ScatterNd {
 
     fn in_place(&self) -> &'static [usize] {
         &[0]
+    }
+
+    /// As [`GatherNd`], and a copy of `updates` if its slices do not follow each other.
+    fn scratch(&self, operands: &[(&TensorType, &Layout)], _: &[&TensorType]) -> u64 {
+        let (indices, updates) = (operands[1].0, operands[2]);
+        let slices = updates.0.known_shape().unwrap_or_default();
+        let (outer, rest) = slices.split_at(indices.rank() - 1);
+        let slices = [&[outer.iter().product()], rest].concat();
+        let copy = updates.1.reshape(slices.as_slice().into()).is_none();
+        let copy = copy.then(|| super::row_major(updates));
+        pieces(flat_pieces(indices).into_iter().chain(copy))
     }
 
     fn eval(&self, x: &[&Array], _: &[&TensorType]) -> Result<Vec<Array>, EvalError> {

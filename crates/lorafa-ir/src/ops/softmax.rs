@@ -7,6 +7,7 @@ use crate::dim::Bindings;
 use crate::grad::{Gradient, GradientError};
 use crate::ids::ValueId;
 use crate::interp::{Array, EvalError};
+use crate::layout::{Layout, pieces};
 use crate::patch::{Patch, PatchError, Results};
 use crate::types::{TensorType, TypeError};
 
@@ -123,6 +124,11 @@ impl Operator for SoftmaxGrad {
 
     fn in_place(&self) -> &'static [usize] {
         &[0, 1]
+    }
+
+    /// Copies of operands that are not row-major.
+    fn scratch(&self, operands: &[(&TensorType, &Layout)], _: &[&TensorType]) -> u64 {
+        pieces(operands.iter().map(|x| super::row_major(*x)))
     }
 
     fn flops(&self, operands: &[&TensorType], _: &[&TensorType]) -> u64 {
