@@ -21,7 +21,7 @@ mod lower;
 mod names;
 mod ops;
 mod proto;
-mod weights;
+pub mod weights;
 mod writer;
 
 pub use error::ExportError;

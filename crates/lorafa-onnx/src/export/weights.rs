@@ -8,7 +8,7 @@ use super::proto::{self, dims};
 use super::writer::Writer;
 use super::{ExportError, init};
 use crate::dtype::{self, to_onnx};
-use crate::external::ExternalRef;
+use crate::external::{ExternalRef, ExternalStore};
 use crate::proto::{AttributeProto, TensorProto};
 use crate::tensor::{self, TensorError, TensorPayload};
 use crate::write::MAX_MODEL_BYTES;
@@ -187,36 +187,43 @@ impl Writer<'_> {
 
     /// The parameter with its values, in its own form.
     fn inline(&self, param: &Param) -> Result<TensorProto, ExportError> {
-        let bytes = match &param.stored.data {
-            Data::Inline(bytes) => bytes.clone(),
-            Data::External(external) => {
-                let tensor = reference(param, &param.name, external)?;
-                let read = tensor::read(&tensor, self.options.store);
-                read.map_err(|error| weight_error(param, error))?
-            }
-            Data::Init(init) => return encode(param, &param.ty, initial(param, *init)?),
-            Data::Digest(_) => {
-                let why = "only the digest of its values is known, because the graph was read from \
-                           text; export the graph that was imported from the model";
-                return Err(values(param, why));
-            }
-            Data::Runtime => return Err(values(param, "its values are given at run time")),
-        };
-        // Refuses another number of bytes than the stored type needs.
-        let as_stored = encode(param, &stored_type(param)?, bytes.clone())?;
-        if !param.stored.transposed && param.stored.dtype == param.ty.dtype {
-            return Ok(as_stored);
-        }
-        let mut bytes = bytes;
-        if param.stored.transposed {
-            let row = dims(&param.ty).first().copied().unwrap_or(0);
-            bytes = transpose(&bytes, row as usize, param.stored.dtype.size() as usize).into();
-        }
-        if param.stored.dtype != param.ty.dtype {
-            bytes = convert(&bytes, param.stored.dtype, param.ty.dtype).into();
-        }
-        encode(param, &param.ty, bytes)
+        encode(param, &param.ty, values(param, self.options.store)?)
     }
+}
+
+/// A parameter's values in its own element type and order, little-endian and row-major, as they are before the first
+/// step: from the model, from a file next to it, or drawn from the parameter's name.
+///
+/// # Errors
+/// [`ExportError::Values`] if the graph does not say what they are, or says it of another number of elements;
+/// [`ExportError::Weight`] if they cannot be read.
+pub fn values(param: &Param, store: &ExternalStore) -> Result<Bytes, ExportError> {
+    let bytes = match &param.stored.data {
+        Data::Inline(bytes) => bytes.clone(),
+        Data::External(external) => {
+            let tensor = reference(param, &param.name, external)?;
+            let read = tensor::read(&tensor, store);
+            read.map_err(|error| weight_error(param, error))?
+        }
+        Data::Init(init) => return initial(param, *init),
+        Data::Digest(_) => {
+            let why = "only the digest of its values is known, because the graph was read from \
+                       text; export the graph that was imported from the model";
+            return Err(no_values(param, why));
+        }
+        Data::Runtime => return Err(no_values(param, "its values are given at run time")),
+    };
+    // Refuses another number of bytes than the stored type needs.
+    encode(param, &stored_type(param)?, bytes.clone())?;
+    let mut bytes = bytes;
+    if param.stored.transposed {
+        let row = dims(&param.ty).first().copied().unwrap_or(0);
+        bytes = transpose(&bytes, row as usize, param.stored.dtype.size() as usize).into();
+    }
+    if param.stored.dtype != param.ty.dtype {
+        bytes = convert(&bytes, param.stored.dtype, param.ty.dtype).into();
+    }
+    Ok(bytes)
 }
 
 /// The type of what the source holds.
@@ -225,14 +232,14 @@ fn stored_type(param: &Param) -> Result<TensorType, ExportError> {
     if param.stored.transposed {
         if ty.rank() != 2 {
             let why = format!("it is stored transposed, but has {} axes", ty.rank());
-            return Err(values(param, why));
+            return Err(no_values(param, why));
         }
         ty.shape.swap(0, 1);
     }
     Ok(ty)
 }
 
-fn values(param: &Param, why: impl Into<String>) -> ExportError {
+fn no_values(param: &Param, why: impl Into<String>) -> ExportError {
     ExportError::Values {
         name: param.name.to_string(),
         why: why.into(),
@@ -278,7 +285,7 @@ fn initial(param: &Param, init: Init) -> Result<Bytes, ExportError> {
     if size > MAX_MODEL_BYTES {
         let why =
             format!("its first values take {size} bytes, and a model holds {MAX_MODEL_BYTES}");
-        return Err(values(param, why));
+        return Err(no_values(param, why));
     }
     if init == Init::Zeros {
         return Ok(vec![0; size as usize].into());
@@ -286,7 +293,7 @@ fn initial(param: &Param, init: Init) -> Result<Bytes, ExportError> {
     let shape: Vec<usize> = dims(&param.ty).iter().map(|n| *n as usize).collect();
     match init::values(init, &param.name, &shape) {
         Some(numbers) => Ok(dtype::encode(param.ty.dtype, numbers).into()),
-        None => Err(values(
+        None => Err(no_values(
             param,
             format!("`{}` makes matrices, not {}", init.name(), param.ty),
         )),
