@@ -1,0 +1,273 @@
+//! Kernels: what each op calls, one op family a file, as in [`lorafa_ir::ops`].
+//!
+//! A kernel appends [`Task`]s to the program. It writes results where the plan put them, overwrites an operand if
+//! result and operand are the same place, and takes temporaries from the op's planned scratch, all of it: what the op's
+//! [`Operator::scratch`](lorafa_ir::Operator::scratch) says is exactly what its kernel takes. No kernel allocates.
+//! Operators that do although they have an out-variant, and how that is avoided:
+//!
+//! | operator | allocates | instead |
+//! |---|---|---|
+//! | anything with a `Scalar` in place of a tensor | 8 B for the number | a tensor of no axes in scratch, or `alpha` |
+//! | `mean.out`, for its division | 8 B | `sum`, then `div` by such a tensor |
+//! | `mm`, `bmm` on matrices that BLAS cannot read | a copy | a copy in scratch |
+//! | softmax and others on what is not row-major | a copy | a copy into the result or scratch |
+//! | `copy_` of a large transpose | a tile of 60×60 | an axis more, which turns the tiling off |
+//! | `native_layer_norm.out`, `native_dropout.out`, `isnan.out`, `embedding.out` | the result | written out |
+
+mod activation;
+mod adamw;
+mod binary;
+mod copies;
+mod cross_entropy;
+mod cumsum;
+mod dropout;
+mod gather;
+mod indices;
+mod layer_norm;
+mod matmul;
+mod reduce;
+mod scatter;
+mod select;
+mod softmax;
+mod source;
+mod unary;
+
+use lorafa_ir::layout::SCRATCH_ALIGN;
+use lorafa_ir::{DType, Op};
+use lorafa_plan::Scratch;
+use tch::Tensor;
+
+use crate::error::KernelError;
+use crate::shim::{Arg, Call};
+use crate::view::{View, code};
+
+pub(crate) use dropout::Mask;
+
+/// One thing that a program does.
+#[derive(Debug)]
+pub(crate) enum Task {
+    /// Calls libtorch.
+    Call(Call),
+    /// Draws a mask.
+    Mask(Mask),
+}
+
+/// Whether a kernel could be set up.
+pub(crate) type Emitted = Result<(), KernelError>;
+
+/// An op's operands and results, and where its tasks go.
+pub(crate) struct Cx<'a> {
+    pub ins: &'a [View],
+    pub outs: &'a [View],
+    /// For operands that are scalar constants, their value.
+    pub constants: &'a [Option<f64>],
+    scratch: Option<(*mut u8, Scratch)>,
+    used: u64,
+    tasks: &'a mut Vec<Task>,
+}
+
+/// An argument of an operator, with views in place of tensors.
+pub(crate) enum In<'a> {
+    View(&'a View),
+    Views(&'a [&'a View]),
+    Int(i64),
+    Ints(&'a [i64]),
+    Double(f64),
+    Bool(bool),
+    Str(&'a str),
+    None,
+}
+
+impl<'a> From<&'a View> for In<'a> {
+    fn from(view: &'a View) -> Self {
+        In::View(view)
+    }
+}
+
+impl<'a> Cx<'a> {
+    /// `scratch` is what the plan gives the op, and where that begins.
+    pub(crate) fn new(
+        ins: &'a [View],
+        outs: &'a [View],
+        constants: &'a [Option<f64>],
+        scratch: Option<(*mut u8, Scratch)>,
+        tasks: &'a mut Vec<Task>,
+    ) -> Self {
+        Cx {
+            ins,
+            outs,
+            constants,
+            scratch,
+            used: 0,
+            tasks,
+        }
+    }
+
+    /// Bytes of scratch that the kernel took.
+    pub(crate) fn used(&self) -> u64 {
+        self.used
+    }
+
+    /// A row-major piece of the op's scratch.
+    ///
+    /// One that the plan did not count has no place; [`Program::compile`](crate::Program::compile) refuses the op.
+    pub(crate) fn scratch(&mut self, dtype: DType, shape: &[u64]) -> View {
+        let bytes = shape.iter().product::<u64>() * dtype.size();
+        let start = match self.scratch {
+            Some((start, scratch)) if self.used + bytes <= scratch.bytes => {
+                start.wrapping_add(self.used as usize)
+            }
+            _ => std::ptr::null_mut(),
+        };
+        self.used += bytes.next_multiple_of(SCRATCH_ALIGN);
+        View::contiguous(start, dtype, shape)
+    }
+
+    /// Calls an operator; the arguments are in the order of its schema, `out` last.
+    pub(crate) fn call(&mut self, name: &str, overload: &str, args: &[In<'_>]) -> Emitted {
+        let mut tensors: Vec<Vec<Tensor>> = Vec::with_capacity(args.len());
+        for arg in args {
+            tensors.push(match arg {
+                In::View(view) => vec![view.tensor()?],
+                In::Views(views) => views.iter().map(|v| v.tensor()).collect::<Result<_, _>>()?,
+                _ => Vec::new(),
+            });
+        }
+        let args = args.iter().zip(&tensors).map(|(arg, tensors)| match arg {
+            In::View(_) => Arg::Tensor(&tensors[0]),
+            In::Views(_) => Arg::Tensors(tensors),
+            In::Int(value) => Arg::Int(*value),
+            In::Ints(values) => Arg::Ints(values),
+            In::Double(value) => Arg::Double(*value),
+            In::Bool(value) => Arg::Bool(*value),
+            In::Str(value) => Arg::Str(value),
+            In::None => Arg::None,
+        });
+        let args: Vec<Arg<'_>> = args.collect();
+        let name = format!("aten::{name}");
+        let call = Call::new(&name, overload, &args).map_err(KernelError::Torch)?;
+        self.tasks.push(Task::Call(call));
+        Ok(())
+    }
+
+    /// `out = op(x)`.
+    pub(crate) fn map(&mut self, name: &str, x: &View, out: &View) -> Emitted {
+        self.call(name, "out", &[x.into(), out.into()])
+    }
+
+    /// `to = from`, with a change of element type if they differ; nothing if they are one place.
+    pub(crate) fn copy(&mut self, to: &View, from: &View) -> Emitted {
+        if to.is(from) && to.dtype == from.dtype {
+            return Ok(());
+        }
+        // An axis more, or a large transpose is copied through a tile that is allocated.
+        let (to, from) = if to.rank() == 2 {
+            (to.unsqueeze(0), from.unsqueeze(0))
+        } else {
+            (to.clone(), from.clone())
+        };
+        let args = [In::View(&to), In::View(&from), In::Bool(false)];
+        self.call("copy_", "", &args)
+    }
+
+    /// `to = value` everywhere.
+    pub(crate) fn fill(&mut self, to: &View, value: f64) -> Emitted {
+        let value = if to.dtype.is_float() {
+            In::Double(to.dtype.round(value))
+        } else {
+            In::Int(value as i64)
+        };
+        self.call("fill_", "Scalar", &[to.into(), value])
+    }
+
+    /// A number in scratch.
+    pub(crate) fn literal(&mut self, dtype: DType, value: f64) -> Result<View, KernelError> {
+        let view = self.scratch(dtype, &[]);
+        self.fill(&view, value)?;
+        Ok(view)
+    }
+
+    /// `out = a + alpha·b`.
+    pub(crate) fn add(&mut self, a: &View, b: &View, alpha: In<'_>, out: &View) -> Emitted {
+        self.call("add", "out", &[a.into(), b.into(), alpha, out.into()])
+    }
+
+    /// `out = a - alpha·b`.
+    pub(crate) fn sub(&mut self, a: &View, b: &View, alpha: i64, out: &View) -> Emitted {
+        let args = [a.into(), b.into(), In::Int(alpha), out.into()];
+        self.call("sub", "out", &args)
+    }
+
+    /// `out = a·b`.
+    pub(crate) fn mul(&mut self, a: &View, b: &View, out: &View) -> Emitted {
+        self.call("mul", "out", &[a.into(), b.into(), out.into()])
+    }
+
+    /// `out = Σ x` over axes.
+    pub(crate) fn sum(&mut self, x: &View, axes: &[i64], keep: bool, out: &View) -> Emitted {
+        if axes.is_empty() {
+            // To libtorch, no axes are all axes.
+            return self.copy(out, x);
+        }
+        let dtype = In::Int(code(out.dtype)?);
+        let args = [x.into(), In::Ints(axes), In::Bool(keep), dtype, out.into()];
+        self.call("sum", "IntList_out", &args)
+    }
+
+    /// The operand, or a row-major copy of it in scratch if it lies otherwise.
+    pub(crate) fn row_major(&mut self, x: &View) -> Result<View, KernelError> {
+        if x.is_contiguous() {
+            return Ok(x.clone());
+        }
+        self.copied(x, x.dtype)
+    }
+
+    /// A row-major copy in scratch, of another element type if need be.
+    pub(crate) fn copied(&mut self, x: &View, dtype: DType) -> Result<View, KernelError> {
+        let copy = self.scratch(dtype, x.shape());
+        self.copy(&copy, x)?;
+        Ok(copy)
+    }
+}
+
+/// Sets up an op's kernel.
+pub(crate) fn emit(op: &Op, cx: &mut Cx<'_>) -> Emitted {
+    match op {
+        Op::Param(_) | Op::Constant(_) => Ok(()),
+        Op::Iota(op) => source::iota(op, cx),
+        Op::Fill(op) => source::fill(op, cx),
+        Op::Unary(op) => unary::unary(*op, cx),
+        Op::Activation(op) => activation::forward(op.0, cx),
+        Op::ActivationGrad(op) => activation::backward(op.0, cx),
+        Op::Binary(op) => binary::binary(op.0, cx),
+        Op::Select(_) => select::select(cx),
+        Op::Cast(_) | Op::Expand(_) | Op::Transpose(_) => copies::copy(cx),
+        Op::Reshape(_) => copies::reshape(cx),
+        Op::Slice(op) => copies::slice(op, cx),
+        Op::Pad(op) => copies::pad(op, cx),
+        Op::Concat(op) => copies::concat(op.axis, cx),
+        Op::MatMul(op) => matmul::matmul(*op, cx),
+        Op::Reduce(op) => reduce::reduce(op, cx),
+        Op::CumSum(op) => cumsum::cumsum(*op, cx),
+        Op::Gather(op) => gather::gather(op.axis, cx),
+        Op::GatherGrad(_) => gather::gather_grad(cx),
+        Op::GatherElements(op) => gather::gather_elements(op.axis, cx),
+        Op::GatherNd(op) => gather::gather_nd(op.batch_dims, cx),
+        Op::ScatterElements(op) => scatter::scatter_elements(*op, cx),
+        Op::ScatterNd(op) => scatter::scatter_nd(op.add, cx),
+        Op::Softmax(op) => softmax::forward(*op, cx),
+        Op::SoftmaxGrad(op) => softmax::backward(*op, cx),
+        Op::LayerNorm(op) => layer_norm::forward(*op, cx),
+        Op::LayerNormGrad(op) => layer_norm::backward(*op, cx),
+        Op::CrossEntropy(op) => cross_entropy::forward(op.ignore_index, cx),
+        Op::CrossEntropyGrad(op) => cross_entropy::backward(op.ignore_index, cx),
+        Op::Dropout(op) => dropout::forward(*op, cx),
+        Op::DropoutGrad(op) => dropout::backward(*op, cx),
+        Op::AdamW(op) => adamw::adamw(op, cx),
+        Op::DimValue(op) => source::dims(op, cx),
+        Op::Onnx(op) => Err(KernelError::Unsupported(format!(
+            "there is no kernel for the ONNX operator {}",
+            op.op
+        ))),
+    }
+}

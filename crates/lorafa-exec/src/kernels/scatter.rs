@@ -1,0 +1,46 @@
+//! `scatter_elements` and `scatter_nd`, into the operand where the plan lets the result take its place.
+
+use lorafa_ir::ops::ScatterElements;
+
+use super::indices::{flat, positions};
+use super::{Cx, Emitted, In};
+
+pub(super) fn scatter_elements(op: ScatterElements, cx: &mut Cx<'_>) -> Emitted {
+    let (data, indices, updates, out) = (&cx.ins[0], &cx.ins[1], &cx.ins[2], &cx.outs[0]);
+    let elements = positions(indices, data.shape()[op.axis], cx)?;
+    cx.copy(out, data)?;
+    if updates.elements() == 0 {
+        return Ok(());
+    }
+    let axis = In::Int(op.axis as i64);
+    let args = [out.into(), axis, (&elements).into(), updates.into()];
+    if op.add {
+        cx.call("scatter_add_", "", &args)
+    } else {
+        cx.call("scatter_", "src", &args)
+    }
+}
+
+pub(super) fn scatter_nd(add: bool, cx: &mut Cx<'_>) -> Emitted {
+    let (data, indices, updates, out) = (&cx.ins[0], &cx.ins[1], &cx.ins[2], &cx.outs[0]);
+    let depth = indices.shape()[indices.rank() - 1] as usize;
+    let (indexed, rest) = data.shape().split_at(depth);
+    let rows = flat(indices, indexed, cx)?;
+    let shape = [&[rows.elements()], rest].concat();
+    let updates = match updates.reshape(&shape) {
+        Some(updates) => updates,
+        None => cx.row_major(updates)?.reshaped(&shape)?,
+    };
+    cx.copy(out, data)?;
+    if updates.elements() == 0 {
+        return Ok(());
+    }
+    let to = out.reshaped(&[&[indexed.iter().product()], rest].concat())?;
+    let mut args = vec![(&to).into(), In::Int(0), (&rows).into(), (&updates).into()];
+    if add {
+        args.push(In::Int(1));
+        cx.call("index_add_", "", &args)
+    } else {
+        cx.call("index_copy_", "", &args)
+    }
+}

@@ -1,0 +1,185 @@
+//! Every kernel against the IR's reference semantics.
+//!
+//! In a program without an arena every value is still there after the step, so each op is held against what the
+//! reference makes of the very operands that the kernel read: errors do not add up, and the op at fault is the one named.
+#![cfg(feature = "torch")]
+
+#[path = "../../../lorafa-plan/tests/arena/mod.rs"]
+#[allow(dead_code, unused_imports)]
+mod arena;
+#[path = "../../../lorafa-onnx/tests/export/case.rs"]
+mod case;
+#[path = "../../../lorafa-onnx/tests/export/cases.rs"]
+mod cases;
+mod reference;
+#[path = "../../../lorafa-ir/tests/common/rng.rs"]
+mod rng;
+#[path = "../../../lorafa-plan/tests/steps/mod.rs"]
+mod steps;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use lorafa_exec::{ExecError, Mode, Program};
+use lorafa_ir::interp::Array;
+use lorafa_ir::text::OpDisplay;
+use lorafa_ir::{Graph, Op, ValueId};
+use lorafa_onnx::dtype::{decode, encode};
+use lorafa_plan::{Plan, plan};
+
+/// Values by parameter name.
+pub type Values = BTreeMap<String, Array>;
+
+fn compile(graph: &Arc<Graph>, plan: &Plan, mode: Mode) -> Result<Program, ExecError> {
+    Program::compile(graph.clone(), plan, mode)
+}
+
+fn feed(program: &mut Program, graph: &Graph, values: &arena::Values) {
+    for (value, param) in graph.params() {
+        let array = &values[&value];
+        let bytes = encode(param.ty.dtype, array.data.iter().copied());
+        program.write(&param.name, &bytes).unwrap();
+    }
+}
+
+/// Runs a step without an arena and checks every op.
+fn check(graph: &Arc<Graph>, values: &arena::Values, label: &str) -> Result<(), ExecError> {
+    let plan = plan(graph).unwrap();
+    let mut program = compile(graph, &plan, Mode::Separate)?;
+    feed(&mut program, graph, values);
+    program.step()?;
+    let mut known: BTreeMap<ValueId, Array> = BTreeMap::new();
+    for id in graph.order() {
+        let op = graph.op(id);
+        let line = || format!("{label}: {}", OpDisplay(graph, id));
+        if let Op::Param(param) = &op.kind {
+            let numbers = &values[&op.results[0]].data;
+            let rounded = decode(
+                param.ty.dtype,
+                &encode(param.ty.dtype, numbers.iter().copied()),
+            );
+            known.insert(op.results[0], Array::new(&param.ty, rounded).unwrap());
+            continue;
+        }
+        let operands: Vec<&Array> = op.operands.iter().map(|v| &known[v]).collect();
+        let types: Vec<_> = op.results.iter().map(|v| graph.ty(*v)).collect();
+        let found: Vec<Array> = op
+            .results
+            .iter()
+            .zip(&types)
+            .map(|(value, ty)| {
+                let bytes = program.value(*value).unwrap();
+                Array::new(ty, decode(ty.dtype, &bytes)).unwrap()
+            })
+            .collect();
+        let view = !matches!(op.kind, Op::Constant(_)) && plan.storages().is_view(op);
+        match reference::eval(&op.kind, &operands, &types, &found) {
+            // A view of a parameter may have been updated since.
+            Ok(expected) if view => known.extend(op.results.iter().copied().zip(expected)),
+            Ok(expected) => {
+                for (expected, found) in expected.iter().zip(&found) {
+                    reference::compare(expected, found, &op.kind, &operands)
+                        .unwrap_or_else(|e| panic!("{}: {e}\n of {operands:?}", line()));
+                }
+                known.extend(op.results.iter().copied().zip(found));
+            }
+            Err(error) => panic!("{}: {error}", line()),
+        }
+    }
+    Ok(())
+}
+
+/// Runs two steps with and without the arena: the same bits, and nothing allocated in the second.
+fn check_arena(graph: &Arc<Graph>, values: &arena::Values, label: &str) -> Result<(), ExecError> {
+    let plan = plan(graph).unwrap();
+    let mut programs = Vec::new();
+    for mode in [Mode::Arena, Mode::Separate] {
+        let mut program = compile(graph, &plan, mode)?;
+        feed(&mut program, graph, values);
+        program.step()?;
+        let trace = program.step_traced()?;
+        assert_eq!(trace.allocations, [], "{label}");
+        programs.push(program);
+    }
+    let (arena, separate) = (&programs[0], &programs[1]);
+    assert_eq!(arena.memory_bytes(), plan.arena_bytes());
+    assert_eq!(arena.allocations(), 1);
+    for name in arena.outputs() {
+        assert_eq!(
+            arena.output(name)?,
+            separate.output(name)?,
+            "{label} {name}"
+        );
+    }
+    for name in arena.params() {
+        assert_eq!(arena.param(name)?, separate.param(name)?, "{label} {name}");
+    }
+    Ok(())
+}
+
+#[test]
+fn kernels_compute_what_the_reference_computes() {
+    for (name, texts) in cases::CASES {
+        for case in texts.iter().flat_map(|text| case::cases(name, text)) {
+            let label = &case.label;
+            // The reference stops at zero, unsigned kernels wrap around.
+            if ["neg u8", "sub u8"].iter().any(|w| label.starts_with(w)) {
+                continue;
+            }
+            let params = case.graph.params().map(|(value, param)| {
+                let name: &str = &param.name;
+                (value, case.values[name].clone())
+            });
+            let values: arena::Values = params.collect();
+            let runs = match check(&Arc::new(case.graph), &values, label) {
+                Ok(()) => true,
+                Err(ExecError::Unsupported { .. }) => false,
+                Err(error) => panic!("{label}: {error}"),
+            };
+            // libtorch has names for these types, and next to no kernels.
+            let unsigned = ["u16", "u32", "u64"].iter().any(|ty| label.contains(ty));
+            // Their results are copies by bytes or views, if not constants.
+            let moved = ["constant", "reshape", "expand", "transpose", "slice"];
+            if !moved.contains(name) {
+                assert_eq!(runs, !unsigned && *name != "onnx", "{label}");
+            }
+        }
+    }
+}
+
+/// Random steps. libtorch refuses labels of classes that there are not, where the reference finds no hit: those are left
+/// out.
+fn random_steps() -> impl Iterator<Item = (String, Arc<Graph>, arena::Values)> {
+    (0..300).map(|seed| {
+        let (graph, values) = steps::step(seed, 40);
+        (format!("seed {seed}"), Arc::new(graph), values)
+    })
+}
+
+fn is_bad_label(error: &ExecError) -> bool {
+    matches!(error, ExecError::Torch { line, .. } if line.contains("cross_entropy"))
+}
+
+#[test]
+fn random_steps_compute_what_the_reference_computes() {
+    let mut done = 0;
+    for (label, graph, values) in random_steps() {
+        match check(&graph, &values, &label) {
+            Ok(()) => done += 1,
+            Err(error) => assert!(is_bad_label(&error), "{label}: {error}"),
+        }
+    }
+    assert!(done > 200, "{done}");
+}
+
+#[test]
+fn random_steps_run_alike_in_their_arenas_and_allocate_nothing() {
+    let mut done = 0;
+    for (label, graph, values) in random_steps() {
+        match check_arena(&graph, &values, &label) {
+            Ok(()) => done += 1,
+            Err(error) => assert!(is_bad_label(&error), "{label}: {error}"),
+        }
+    }
+    assert!(done > 200, "{done}");
+}

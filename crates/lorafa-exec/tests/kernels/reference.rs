@@ -1,0 +1,93 @@
+//! What an op should give.
+
+use lorafa_ir::interp::{self, Array, EvalError};
+use lorafa_ir::ops::{Param, Role};
+use lorafa_ir::{DType, Graph, Op, TensorType};
+
+/// The op's results from its operands, in f64 up to the last rounding. Of a dropout the mask is taken as `found`.
+pub fn eval(
+    kind: &Op,
+    operands: &[&Array],
+    types: &[&TensorType],
+    found: &[Array],
+) -> Result<Vec<Array>, EvalError> {
+    let mut results = match kind {
+        Op::Dropout(op) => {
+            let mask = &found[1];
+            let scale = 1.0 / (1.0 - op.ratio.0);
+            let kept = operands[0].data.iter().zip(&mask.data);
+            let data = kept.map(|(x, m)| if *m != 0.0 { x * scale } else { 0.0 });
+            vec![Array::new(types[0], data.collect())?, mask.clone()]
+        }
+        Op::DimValue(op) => {
+            let numbers = op.values.iter().filter_map(|dim| dim.known());
+            vec![Array::new(types[0], numbers.map(|n| n as f64).collect())?]
+        }
+        _ => kind
+            .eval(operands, types)
+            .or_else(|_| decomposed(kind, operands))?,
+    };
+    for (array, ty) in results.iter_mut().zip(types) {
+        array.dtype = ty.dtype;
+        array.data.iter_mut().for_each(|x| *x = ty.dtype.round(*x));
+    }
+    Ok(results)
+}
+
+fn decomposed(kind: &Op, operands: &[&Array]) -> Result<Vec<Array>, EvalError> {
+    let mut graph = Graph::new("one");
+    let mut patch = graph.patch("one");
+    let mut values = crate::arena::Values::new();
+    let mut ins = Vec::new();
+    for (slot, array) in operands.iter().enumerate() {
+        let shape = array.shape.iter().map(|d| (*d as i64).into());
+        let ty = TensorType::new(array.dtype, shape);
+        let param = Param::runtime(slot.to_string(), Role::Input, ty);
+        let value = patch.add1(Op::Param(Box::new(param)), &[]).expect("typed");
+        values.insert(value, (*array).clone());
+        ins.push(value);
+    }
+    let results = kind.decompose(&mut patch, &ins);
+    let results =
+        results.ok_or_else(|| EvalError::new(format!("{} has no meaning", kind.name())))?;
+    let results = results.map_err(|error| EvalError::new(error.to_string()))?;
+    let values = interp::run(&graph, &values)?;
+    Ok(results.iter().map(|value| values[value].clone()).collect())
+}
+
+/// Whether the numbers agree as well as their type lets them: relative to the largest of result and operands, as sums
+/// may cancel.
+pub fn compare(
+    expected: &Array,
+    found: &Array,
+    kind: &Op,
+    operands: &[&Array],
+) -> Result<(), String> {
+    let tolerance = match expected.dtype {
+        // Its arithmetic is f32, and the reference rounds the betas to that.
+        DType::F64 | DType::F32 if matches!(kind, Op::AdamW(_)) => 1e-5,
+        // Differences of products of what may be large.
+        DType::F32 if matches!(kind, Op::LayerNormGrad(_)) => 2e-5,
+        DType::F64 => 1e-9,
+        DType::F32 => 2e-6,
+        DType::F16 => 4e-3,
+        DType::BF16 => 3e-2,
+        _ => 0.0,
+    };
+    let operands = operands.iter().filter(|x| x.dtype.is_float());
+    let numbers = operands.flat_map(|x| &x.data).chain(&expected.data);
+    let finite = numbers.filter(|x| x.is_finite());
+    let size = finite.fold(0.0f64, |size, x| size.max(x.abs()));
+    for (i, (e, f)) in expected.data.iter().zip(&found.data).enumerate() {
+        let same = e == f || e.is_nan() && f.is_nan() || (e - f).abs() <= tolerance * size;
+        if !same {
+            return Err(format!(
+                "{} [{i}]: expected {e}, found {f}\n expected {:?}\n found {:?}",
+                kind.name(),
+                expected.data,
+                found.data
+            ));
+        }
+    }
+    Ok(())
+}
