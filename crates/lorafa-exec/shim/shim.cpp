@@ -3,6 +3,7 @@
 // No exception leaves a function of this file. One that can fail returns false (or null) and leaves the message
 // for `lorafa_error`, which is of this thread and good until the next failure.
 
+#include <ATen/Context.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/stack.h>
@@ -61,6 +62,15 @@ struct Tracer : c10::MemoryReportingInfoBase {
     bool memoryProfilingEnabled() const override { return true; }
 };
 
+// No autograd, and no oneDNN, whose 16-bit products allocate scratch of sizes that nobody can plan.
+struct Mode {
+    c10::InferenceMode inference{true};
+    bool onednn = at::globalContext().userEnabledMkldnn();
+
+    Mode() { at::globalContext().setUserEnabledMkldnn(false); }
+    ~Mode() { at::globalContext().setUserEnabledMkldnn(onednn); }
+};
+
 }  // namespace
 
 extern "C" {
@@ -117,12 +127,12 @@ bool lorafa_call_run(void* call) {
 }
 
 void* lorafa_inference_new() {
-    void* guard = nullptr;
-    guarded([&] { guard = new c10::InferenceMode(true); });
-    return guard;
+    void* mode = nullptr;
+    guarded([&] { mode = new Mode; });
+    return mode;
 }
 
-void lorafa_inference_free(void* guard) { delete static_cast<c10::InferenceMode*>(guard); }
+void lorafa_inference_free(void* mode) { delete static_cast<Mode*>(mode); }
 
 // Records allocations of this thread until `lorafa_trace_stop`. Traces do not nest.
 void* lorafa_trace_start() {

@@ -46,17 +46,7 @@ fn add_rows(rows: &View, dy: &View, out: &View, cx: &mut Cx<'_>) -> Emitted {
     };
     let rows = rows.reshaped(&[count])?;
     cx.fill(out, 0.0)?;
-    if dy.elements() == 0 {
-        return Ok(());
-    }
-    let args = [
-        out.into(),
-        In::Int(0),
-        (&rows).into(),
-        (&dy).into(),
-        In::Int(1),
-    ];
-    cx.call("index_add_", "", &args)
+    cx.add_rows(out, &rows, &dy)
 }
 
 pub(super) fn gather_elements(axis: usize, cx: &mut Cx<'_>) -> Emitted {

@@ -11,7 +11,10 @@
 //! | `mean.out`, for its division | 8 B | `sum`, then `div` by such a tensor |
 //! | `mm`, `bmm` on matrices that BLAS cannot read | a copy | a copy in scratch |
 //! | softmax and others on what is not row-major | a copy | a copy into the result or scratch |
+//! | `index_add_` of 16-bit rows | sums | an axis more, which makes it go element by element |
 //! | `copy_` of a large transpose | a tile of 60×60 | an axis more, which turns the tiling off |
+//! | `sum` of everything, on several threads | partial sums | where it matters, a product with itself |
+//! | `var` of everything | the result | a product of each row with itself |
 //! | `native_layer_norm.out`, `native_dropout.out`, `isnan.out`, `embedding.out` | the result | written out |
 
 mod activation;
@@ -212,6 +215,23 @@ impl<'a> Cx<'a> {
         let dtype = In::Int(code(out.dtype)?);
         let args = [x.into(), In::Ints(axes), In::Bool(keep), dtype, out.into()];
         self.call("sum", "IntList_out", &args)
+    }
+
+    /// Adds each row of `updates` to the row of `to` at its position.
+    pub(crate) fn add_rows(&mut self, to: &View, rows: &View, updates: &View) -> Emitted {
+        if updates.elements() == 0 {
+            return Ok(());
+        }
+        // An axis more: along the first one, rows of 16-bit types are summed in memory that is allocated.
+        let (to, updates) = (to.unsqueeze(0), updates.unsqueeze(0));
+        let args = [
+            (&to).into(),
+            In::Int(1),
+            rows.into(),
+            (&updates).into(),
+            In::Int(1),
+        ];
+        self.call("index_add_", "", &args)
     }
 
     /// The operand, or a row-major copy of it in scratch if it lies otherwise.

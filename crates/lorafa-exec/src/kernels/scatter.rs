@@ -32,15 +32,13 @@ pub(super) fn scatter_nd(add: bool, cx: &mut Cx<'_>) -> Emitted {
         None => cx.row_major(updates)?.reshaped(&shape)?,
     };
     cx.copy(out, data)?;
+    let to = out.reshaped(&[&[indexed.iter().product()], rest].concat())?;
+    if add {
+        return cx.add_rows(&to, &rows, &updates);
+    }
     if updates.elements() == 0 {
         return Ok(());
     }
-    let to = out.reshaped(&[&[indexed.iter().product()], rest].concat())?;
-    let mut args = vec![(&to).into(), In::Int(0), (&rows).into(), (&updates).into()];
-    if add {
-        args.push(In::Int(1));
-        cx.call("index_add_", "", &args)
-    } else {
-        cx.call("index_copy_", "", &args)
-    }
+    let args = [(&to).into(), In::Int(0), (&rows).into(), (&updates).into()];
+    cx.call("index_copy_", "", &args)
 }

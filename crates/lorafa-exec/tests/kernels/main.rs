@@ -48,6 +48,10 @@ fn check(graph: &Arc<Graph>, values: &arena::Values, label: &str) -> Result<(), 
     let mut program = compile(graph, &plan, Mode::Separate)?;
     feed(&mut program, graph, values);
     program.step()?;
+    if graph.ops().all(|op| op.kind.updates().is_empty()) {
+        let trace = program.step_traced()?;
+        assert_eq!(trace.allocations, [], "{label}");
+    }
     let mut known: BTreeMap<ValueId, Array> = BTreeMap::new();
     for id in graph.order() {
         let op = graph.op(id);

@@ -1,0 +1,182 @@
+//! The example models and PyTorch's answers for them.
+
+use crate::numbers::{Tensors, read};
+use lorafa_ir::ops::{AdamW, Role};
+use lorafa_ir::{Bindings, Graph};
+use lorafa_onnx::file::ModelFile;
+use lorafa_onnx::import::import;
+use lorafa_passes::inject_lora::InjectOptions;
+use lorafa_passes::pass::{Method, Options};
+use lorafa_passes::{Manager, PassCx, registry};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+pub const METHODS: [Method; 3] = [Method::Full, Method::Lora, Method::LoraFa];
+
+/// A model as its file's name has it: `FAMILY-…-(lora|plain)-…-(fp32|bf16…)-(eval|train)-…`.
+pub struct Model {
+    pub name: String,
+    pub folder: PathBuf,
+    pub graph: Graph,
+}
+
+/// Every model of `examples/` and of the folder that `LORAFA_EXTRA_MODELS` names, by name.
+pub fn all() -> Vec<Model> {
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples");
+    let extra = std::env::var_os("LORAFA_EXTRA_MODELS").map(PathBuf::from);
+    let mut models = Vec::new();
+    for folder in std::iter::once(examples).chain(extra) {
+        let entries = std::fs::read_dir(&folder).unwrap();
+        let mut paths: Vec<PathBuf> = entries.map(|e| e.unwrap().path()).collect();
+        paths.sort();
+        for path in paths
+            .iter()
+            .filter(|p| p.extension().is_some_and(|e| e == "onnx"))
+        {
+            let file = ModelFile::open(path).unwrap();
+            models.push(Model {
+                name: path.file_stem().unwrap().to_string_lossy().into_owned(),
+                folder: folder.clone(),
+                graph: import(&file).unwrap(),
+            });
+        }
+    }
+    models
+}
+
+impl Model {
+    fn has(&self, part: &str) -> bool {
+        self.name.split('-').any(|p| p == part)
+    }
+
+    pub fn family(&self) -> &str {
+        self.name.split('-').next().unwrap()
+    }
+
+    /// Whether PyTorch's answers are in its numbers: fp32, and nothing random.
+    pub fn is_comparable(&self) -> bool {
+        self.has("fp32") && self.has("eval")
+    }
+
+    fn kind(&self, method: Method) -> &'static str {
+        match method {
+            _ if self.has("lora") => "lora",
+            Method::Full => "plain",
+            Method::Lora | Method::LoraFa => "inject",
+        }
+    }
+
+    /// PyTorch's answers for a method.
+    pub fn answers(&self, method: Method) -> Option<Tensors> {
+        let kind = self.kind(method);
+        let variants = ["zeroB", "nomask"].into_iter().filter(|v| self.has(v));
+        let variant: String = variants.map(|v| format!("-{v}")).collect();
+        let ranks = ["", "-r8"].into_iter();
+        let mut files = ranks.map(|rank| {
+            let file = format!(
+                "{}-{kind}{rank}{variant}.expected.safetensors",
+                self.family()
+            );
+            self.folder.join(file)
+        });
+        files.find_map(|file| read(&file))
+    }
+
+    /// The answers, or those for a model with the same inputs.
+    pub fn any_answers(&self, method: Method) -> Tensors {
+        let answers = self.answers(method);
+        let other = || {
+            let kinds = ["lora", "lora-r8", "plain"];
+            kinds.iter().find_map(|kind| {
+                let file = format!("{}-{kind}.expected.safetensors", self.family());
+                let mut tensors = read(&self.folder.join(file))?;
+                tensors.retain(|name, _| name.starts_with("input::"));
+                Some(tensors)
+            })
+        };
+        answers.or_else(other).unwrap()
+    }
+
+    /// PyTorch's name of a parameter: without the legacy exporter's wrapper, and the first of tied names.
+    pub fn canonical(&self, name: &str) -> String {
+        let name = if self.has("ts") {
+            name.strip_prefix("model.").unwrap_or(name)
+        } else {
+            name
+        };
+        let tied: &[&str] = match self.family() {
+            "gpt2" => &["transformer.wte.weight", "lm_head.weight"],
+            "t5" => &[
+                "shared.weight",
+                "encoder.embed_tokens.weight",
+                "decoder.embed_tokens.weight",
+                "lm_head.weight",
+            ],
+            _ => &[],
+        };
+        let (prefix, rest) = match name.strip_prefix("base_model.model.") {
+            Some(rest) => ("base_model.model.", rest),
+            None => ("", name),
+        };
+        match tied {
+            [first, others @ ..] if others.contains(&rest) => format!("{prefix}{first}"),
+            _ => name.to_string(),
+        }
+    }
+}
+
+/// The parameters that a method trains.
+pub fn trained(method: Method, answers: &Tensors) -> BTreeSet<String> {
+    let names = answers
+        .keys()
+        .filter_map(|name| name.strip_prefix("grad::"));
+    let trained = |name: &&str| match method {
+        Method::Full => true,
+        Method::Lora => ["lora_A", "lora_B", "modules_to_save"]
+            .iter()
+            .any(|p| name.contains(p)),
+        Method::LoraFa => ["lora_B", "modules_to_save"]
+            .iter()
+            .any(|p| name.contains(p)),
+    };
+    names.filter(trained).map(str::to_string).collect()
+}
+
+/// The training step for the batch of these answers.
+pub fn compiled(model: &Model, method: Method, answers: &Tensors) -> Graph {
+    compiled_with(model, method, answers, AdamW::default())
+}
+
+/// The training step with this optimizer.
+pub fn compiled_with(model: &Model, method: Method, answers: &Tensors, adamw: AdamW) -> Graph {
+    let mut bindings = Bindings::new();
+    for (_, param) in model.graph.params().filter(|(_, p)| p.role == Role::Input) {
+        let batch = &answers[&format!("input::{}", param.name)];
+        for (dim, size) in param.ty.shape.iter().zip(&batch.shape) {
+            if let Some(symbol) = dim.as_symbol() {
+                bindings.insert(symbol.clone(), *size as i64);
+            }
+        }
+    }
+    let plain = model.graph.params().all(|(_, p)| !p.name.contains("lora"));
+    let options = Options {
+        method,
+        bindings,
+        dtype: None,
+        loss: None,
+        inject: InjectOptions {
+            rank: plain.then_some(4),
+            ..InjectOptions::default()
+        },
+        replace_adapters: false,
+        adamw,
+    };
+    let mut graph = model.graph.clone();
+    let mut cx = PassCx::new(options);
+    let mut manager = Manager::new();
+    for stage in registry::stages(method) {
+        let done = manager.run(stage, &mut graph, &mut cx);
+        done.unwrap_or_else(|e| panic!("{} {}: {e}", model.name, method.name()));
+    }
+    graph
+}

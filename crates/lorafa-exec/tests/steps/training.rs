@@ -1,0 +1,206 @@
+//! Several steps, one after the other.
+
+use crate::models::{self, METHODS, Model, compiled, compiled_with};
+use crate::numbers::{Tensors, read, relative};
+use crate::{output, start};
+
+use lorafa_exec::{Mode, Program};
+use lorafa_ir::{OutputKind, ops};
+use lorafa_onnx::dtype::decode;
+use lorafa_passes::pass::Method;
+use std::sync::Arc;
+
+const STEPS: i64 = 20;
+
+/// `torch.optim.AdamW`'s formula in f64, fed with the gradients of the run.
+struct AdamW {
+    p: Vec<f64>,
+    m: Vec<f64>,
+    v: Vec<f64>,
+}
+
+impl AdamW {
+    fn step(&mut self, g: &[f64], step: i64, lr: f64) {
+        let (beta1, beta2, eps) = (0.9f64, 0.999f64, 1e-8);
+        let (c1, c2) = (1.0 - beta1.powi(step as i32), 1.0 - beta2.powi(step as i32));
+        for (i, g) in g.iter().enumerate() {
+            self.m[i] = beta1 * self.m[i] + (1.0 - beta1) * g;
+            self.v[i] = beta2 * self.v[i] + (1.0 - beta2) * g * g;
+            self.p[i] -= lr / c1 * self.m[i] / ((self.v[i] / c2).sqrt() + eps);
+        }
+    }
+}
+
+fn param(program: &Program, name: &str) -> Vec<f64> {
+    let (ty, bytes) = program.param(name).unwrap();
+    decode(ty.dtype, &bytes)
+}
+
+#[test]
+fn twenty_steps_follow_the_formula_of_adamw() {
+    let lr = 1e-2f32;
+    let mut worst = 0.0f64;
+    let models = models::all();
+    for family in ["llama", "gpt2", "roberta", "t5"] {
+        let lora =
+            |m: &&Model| m.family() == family && m.is_comparable() && m.name.contains("lora");
+        let model = models.iter().find(lora).unwrap();
+        for method in METHODS {
+            let answers = model.answers(method).unwrap();
+            let graph = Arc::new(compiled(model, method, &answers));
+            let mut program = start(model, &graph, &answers, Mode::Arena);
+            program.write("optim::lr", &lr.to_le_bytes()).unwrap();
+            let trained: Vec<(String, String)> = graph
+                .outputs()
+                .iter()
+                .filter_map(|output| match output.kind {
+                    OutputKind::Gradient(p) => {
+                        Some((output.name.to_string(), graph.param(p)?.name.to_string()))
+                    }
+                    _ => None,
+                })
+                .collect();
+            let begin = |(_, name): &(String, String)| {
+                let p = param(&program, name);
+                let zeros = vec![0.0; p.len()];
+                let (m, v) = (zeros.clone(), zeros);
+                AdamW { p, m, v }
+            };
+            let mut expected: Vec<AdamW> = trained.iter().map(begin).collect();
+            let first: Vec<Vec<f64>> = expected.iter().map(|e| e.p.clone()).collect();
+            let loss = graph.loss().unwrap().name.to_string();
+            let mut losses = Vec::new();
+            for step in 1..=STEPS {
+                program.write("optim::step", &step.to_le_bytes()).unwrap();
+                program.step().unwrap();
+                losses.push(output(&program, &loss)[0]);
+                for ((gradient, _), adamw) in trained.iter().zip(&mut expected) {
+                    adamw.step(&output(&program, gradient), step, f64::from(lr));
+                }
+            }
+            let label = format!("{} {}", model.name, method.name());
+            assert!(losses.iter().all(|loss| loss.is_finite()), "{label}");
+            assert!(losses[19] < losses[0], "{label}: {losses:?}");
+            for (((_, name), adamw), first) in trained.iter().zip(&expected).zip(&first) {
+                let change = |p: &[f64]| p.iter().zip(first).map(|(a, b)| a - b).collect();
+                let (found, wanted): (Vec<f64>, Vec<f64>) =
+                    (change(&param(&program, name)), change(&adamw.p));
+                // What rounding the parameter itself does to a change that is much smaller.
+                let norm = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>().sqrt();
+                let rounding = STEPS as f64 * f64::from(f32::EPSILON) * norm(&adamw.p);
+                let error = relative(&found, &wanted);
+                let limit = 1e-4 + rounding / norm(&wanted);
+                assert!(error < limit, "{label}: {name} {error:.1e}");
+                worst = worst.max(error);
+            }
+        }
+    }
+    println!("change of a parameter over {STEPS} steps: {worst:.1e} at worst");
+}
+
+/// PyTorch's own twenty steps, where `LORAFA_EXTRA_MODELS` has them.
+#[test]
+fn twenty_steps_follow_pytorch() {
+    let Some(folder) = std::env::var_os("LORAFA_EXTRA_MODELS") else {
+        return;
+    };
+    let models: Vec<Model> = models::all();
+    let mut worst = (0.0f64, 0.0f64);
+    let mut done = 0;
+    for model in &models {
+        let theirs = |name: &str| {
+            std::path::Path::new(&folder).join(format!("{}-train.{name}", model.family()))
+        };
+        let fits = model.folder.as_os_str() == folder && model.is_comparable();
+        let noisy = ["zeroB", "nomask"].iter().any(|v| model.name.contains(v));
+        if !fits || noisy || !model.name.contains("lora") {
+            continue;
+        }
+        let (Some(tensors), Ok(json)) =
+            (read(&theirs("safetensors")), std::fs::read(theirs("json")))
+        else {
+            continue;
+        };
+        let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
+        for (method, key) in [
+            (Method::Lora, "lora-adamw"),
+            (Method::LoraFa, "lorafa-adamw"),
+        ] {
+            let losses = json["methods"][key].as_array().unwrap();
+            let batch = |i: usize| -> Tensors {
+                let prefix = format!("batch.{i}::");
+                let of = |(name, tensor): (&String, &crate::numbers::Tensor)| {
+                    let name = format!("input::{}", name.strip_prefix(&prefix)?);
+                    Some((
+                        name,
+                        crate::numbers::Tensor {
+                            dtype: tensor.dtype,
+                            shape: tensor.shape.clone(),
+                            bytes: tensor.bytes.clone(),
+                        },
+                    ))
+                };
+                tensors.iter().filter_map(of).collect()
+            };
+            let first = batch(0);
+            // As `tools/expected.py` has it.
+            let adamw = ops::AdamW {
+                eps: ops::Scalar(1e-6),
+                ..ops::AdamW::default()
+            };
+            let graph = Arc::new(compiled_with(model, method, &first, adamw));
+            let mut program = start(model, &graph, &first, Mode::Arena);
+            let lr = json["lr"].as_f64().unwrap() as f32;
+            program.write("optim::lr", &lr.to_le_bytes()).unwrap();
+            let loss = graph.loss().unwrap().name.to_string();
+            let label = format!("{} {}", model.name, method.name());
+            // They train adapters alone.
+            let kept: Vec<(String, Vec<u8>)> = graph
+                .params()
+                .filter(|(_, p)| p.role == ops::Role::Trained && !p.name.contains("lora_"))
+                .map(|(_, p)| (p.name.to_string(), program.param(&p.name).unwrap().1))
+                .collect();
+            for (i, expected) in losses.iter().enumerate() {
+                for (name, tensor) in batch(i) {
+                    let name = name.trim_start_matches("input::");
+                    if program.params().any(|p| p == name) {
+                        program.write(name, &tensor.bytes).unwrap();
+                    }
+                }
+                program
+                    .write("optim::step", &(i as i64 + 1).to_le_bytes())
+                    .unwrap();
+                program.step().unwrap();
+                for (name, bytes) in &kept {
+                    program.write(name, bytes).unwrap();
+                }
+                let expected = expected.as_f64().unwrap();
+                let error = (output(&program, &loss)[0] - expected).abs() / expected;
+                assert!(error <= 1e-5, "{label}: step {i}: {error:.1e}");
+                worst.0 = worst.0.max(error);
+            }
+            for (name, tensor) in tensors
+                .iter()
+                .filter(|(name, _)| name.starts_with(&format!("{key}::")))
+            {
+                let name = &name[key.len() + 2..];
+                let found = program
+                    .params()
+                    .find(|p| model.canonical(p) == name)
+                    .map(str::to_string);
+                let Some(found) = found else {
+                    panic!("{label}: no {name}");
+                };
+                let error = relative(&param(&program, &found), &tensor.numbers());
+                assert!(error <= 1e-4, "{label}: {name} {error:.1e}");
+                worst.1 = worst.1.max(error);
+            }
+            done += 1;
+        }
+    }
+    println!(
+        "{done} runs: loss {:.1e}, adapters {:.1e} at worst",
+        worst.0, worst.1
+    );
+    assert!(done > 0);
+}
