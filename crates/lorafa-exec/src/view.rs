@@ -62,6 +62,20 @@ impl View {
                 || self.is_contiguous() && other.is_contiguous())
     }
 
+    /// 16-bit floats as the integers that they are in memory, for kernels that only move elements: of floats of that
+    /// size libtorch's make f32 copies first.
+    pub(crate) fn as_bits(&self) -> View {
+        let dtype = if self.dtype.is_half() {
+            DType::I16
+        } else {
+            self.dtype
+        };
+        View {
+            dtype,
+            ..self.clone()
+        }
+    }
+
     /// The same elements in other dimensions, if that needs no copy.
     pub(crate) fn reshape(&self, shape: &[u64]) -> Option<View> {
         let layout = self.layout.reshape(shape.into())?;

@@ -40,6 +40,7 @@ pub(super) fn backward(ignore_index: i64, cx: &mut Cx<'_>) -> Emitted {
     let share = cx.scratch(out.dtype, &[rows, 1]);
     let total = cx.scratch(out.dtype, &[1, 1]);
     let column = cx.scratch(DType::I64, &[rows, 1]);
+    let picked = cx.scratch(out.dtype, &[rows, 1]);
     let labels = if labels.dtype == DType::I64 {
         labels.clone()
     } else {
@@ -80,7 +81,7 @@ pub(super) fn backward(ignore_index: i64, cx: &mut Cx<'_>) -> Emitted {
         cx,
     )?;
     cx.mul(out, &share, out)?;
-    cx.map("neg", &share, &share)?;
-    let args = [out.into(), In::Int(1), (&column).into(), (&share).into()];
-    cx.call("scatter_add_", "", &args)
+    cx.pick(out, 1, &column, &picked)?;
+    cx.sub(&picked, &share, 1, &picked)?;
+    cx.put(out, 1, &column, &picked)
 }

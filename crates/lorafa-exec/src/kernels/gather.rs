@@ -55,14 +55,7 @@ pub(super) fn gather_elements(axis: usize, cx: &mut Cx<'_>) -> Emitted {
     if out.elements() == 0 {
         return Ok(());
     }
-    let args = [
-        data.into(),
-        In::Int(axis as i64),
-        (&elements).into(),
-        In::Bool(false),
-        out.into(),
-    ];
-    cx.call("gather", "out", &args)
+    cx.pick(data, axis, &elements, out)
 }
 
 /// One `index_select` for each place on the batch axes, of the indexed axes as one.

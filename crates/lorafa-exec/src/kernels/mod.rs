@@ -11,6 +11,8 @@
 //! | `mean.out`, for its division | 8 B | `sum`, then `div` by such a tensor |
 //! | `mm`, `bmm` on matrices that BLAS cannot read | a copy | a copy in scratch |
 //! | softmax and others on what is not row-major | a copy | a copy into the result or scratch |
+//! | `gather`, `scatter` of 16-bit floats | f32 copies | the same of 16-bit integers |
+//! | `scatter_add_` of 16-bit floats | f32 copies | f32 copies in scratch |
 //! | `index_add_` of 16-bit rows | sums | an axis more, which makes it go element by element |
 //! | `copy_` of a large transpose | a tile of 60×60 | an axis more, which turns the tiling off |
 //! | `sum` of everything, on several threads | partial sums | where it matters, a product with itself |
@@ -217,13 +219,35 @@ impl<'a> Cx<'a> {
         self.call("sum", "IntList_out", &args)
     }
 
+    /// `out = data[…, positions, …]` along an axis, one element for each position.
+    pub(crate) fn pick(&mut self, data: &View, axis: usize, at: &View, out: &View) -> Emitted {
+        let (data, out) = (data.as_bits(), out.as_bits());
+        let args = [
+            (&data).into(),
+            In::Int(axis as i64),
+            at.into(),
+            In::Bool(false),
+            (&out).into(),
+        ];
+        self.call("gather", "out", &args)
+    }
+
+    /// `to[…, positions, …] = updates` along an axis, one element for each position.
+    pub(crate) fn put(&mut self, to: &View, axis: usize, at: &View, updates: &View) -> Emitted {
+        let (to, updates) = (to.as_bits(), updates.as_bits());
+        let axis = In::Int(axis as i64);
+        let args = [(&to).into(), axis, at.into(), (&updates).into()];
+        self.call("scatter_", "src", &args)
+    }
+
     /// Adds each row of `updates` to the row of `to` at its position.
     pub(crate) fn add_rows(&mut self, to: &View, rows: &View, updates: &View) -> Emitted {
         if updates.elements() == 0 {
             return Ok(());
         }
-        // An axis more: along the first one, rows of 16-bit types are summed in memory that is allocated.
-        let (to, updates) = (to.unsqueeze(0), updates.unsqueeze(0));
+        // An axis more at either end: along the first or last one, 16-bit types are summed in memory that is allocated.
+        let padded = |x: &View| x.unsqueeze(0).unsqueeze(x.rank() + 1);
+        let (to, updates) = (padded(to), padded(updates));
         let args = [
             (&to).into(),
             In::Int(1),

@@ -66,11 +66,6 @@ fn losses_and_gradients_are_those_of_pytorch() {
             let loss = graph.loss().unwrap().name.to_string();
             let error = relative(&output(&arena, &loss), &answers["loss"].numbers());
             assert!(error <= LOSS_TOLERANCE, "{label}: loss {error:.1e}");
-            println!(
-                "{label} {:?} {:?}",
-                output(&arena, &loss),
-                answers["loss"].numbers()
-            );
             worst.0 = worst.0.max(error);
             let mut trained = BTreeSet::new();
             for found in graph.outputs() {

@@ -136,13 +136,14 @@ impl Operator for CrossEntropyGrad {
         &[1]
     }
 
-    /// For each row whether it counts, its share and its class; how many count, and the label that does not.
+    /// For each row whether it counts, its share, its class and the gradient there; how many count, and the label that does not.
     fn scratch(&self, operands: &[(&TensorType, &Layout)], _: &[&TensorType]) -> u64 {
         let (dtype, labels) = (operands[1].0.dtype, operands[2].0);
         let wide = super::bytes_as(DType::I64, labels);
         pieces([
             labels.dtype.size(),
             super::bytes_as(DType::Bool, labels),
+            super::bytes_as(dtype, labels),
             super::bytes_as(dtype, labels),
             dtype.size(),
             wide,

@@ -5,6 +5,7 @@ use super::gather::{positions, within};
 use super::gather_nd::{depth, flat_pieces, slices};
 use super::{Fill, GatherElements, GatherNd, Op, Operator, Scalar, Types, index, one};
 use crate::dim::Bindings;
+use crate::dtype::DType;
 use crate::grad::{Gradient, GradientError};
 use crate::interp::{Array, EvalError, for_each_index};
 use crate::layout::{Layout, pieces};
@@ -113,9 +114,16 @@ impl Operator for ScatterElements {
         &[0]
     }
 
-    /// The positions.
+    /// The positions; to add 16-bit floats also `data` and `updates` as f32.
     fn scratch(&self, operands: &[(&TensorType, &Layout)], _: &[&TensorType]) -> u64 {
-        pieces(super::positions_pieces(operands[1].0))
+        let wide = self.add && operands[0].0.dtype.is_half();
+        let terms = [operands[0].0, operands[2].0].map(|ty| super::bytes_as(DType::F32, ty));
+        let terms = terms.into_iter().filter(|_| wide);
+        pieces(
+            super::positions_pieces(operands[1].0)
+                .into_iter()
+                .chain(terms),
+        )
     }
 
     fn eval(&self, x: &[&Array], _: &[&TensorType]) -> Result<Vec<Array>, EvalError> {
