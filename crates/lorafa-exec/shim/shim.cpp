@@ -62,15 +62,6 @@ struct Tracer : c10::MemoryReportingInfoBase {
     bool memoryProfilingEnabled() const override { return true; }
 };
 
-// No autograd, and no oneDNN, whose 16-bit products allocate scratch of sizes that nobody can plan.
-struct Mode {
-    c10::InferenceMode inference{true};
-    bool onednn = at::globalContext().userEnabledMkldnn();
-
-    Mode() { at::globalContext().setUserEnabledMkldnn(false); }
-    ~Mode() { at::globalContext().setUserEnabledMkldnn(onednn); }
-};
-
 }  // namespace
 
 extern "C" {
@@ -126,13 +117,19 @@ bool lorafa_call_run(void* call) {
     });
 }
 
+// No autograd on this thread, and from now on no oneDNN in this process: its 16-bit products allocate scratch of sizes
+// that nobody can plan.
 void* lorafa_inference_new() {
-    void* mode = nullptr;
-    guarded([&] { mode = new Mode; });
-    return mode;
+    void* guard = nullptr;
+    guarded([&] {
+        static const bool once = (at::globalContext().setUserEnabledMkldnn(false), true);
+        (void)once;
+        guard = new c10::InferenceMode(true);
+    });
+    return guard;
 }
 
-void lorafa_inference_free(void* mode) { delete static_cast<Mode*>(mode); }
+void lorafa_inference_free(void* guard) { delete static_cast<c10::InferenceMode*>(guard); }
 
 // Records allocations of this thread until `lorafa_trace_stop`. Traces do not nest.
 void* lorafa_trace_start() {

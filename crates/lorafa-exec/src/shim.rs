@@ -123,8 +123,8 @@ impl Drop for Call {
     }
 }
 
-/// While it lives, this thread keeps no books for autograd, and the process does without oneDNN, whose 16-bit products
-/// allocate.
+/// While it lives, this thread keeps no books for autograd. From the first one on, the process does without oneDNN,
+/// whose 16-bit products allocate.
 #[derive(Debug)]
 pub(crate) struct InferenceMode(*mut c_void);
 

@@ -6,6 +6,9 @@ use super::{Cx, Emitted, In};
 
 pub(super) fn reduce(op: &Reduce, cx: &mut Cx<'_>) -> Emitted {
     let (x, out) = (&cx.ins[0], &cx.outs[0]);
+    // Of 16-bit floats in another order libtorch sums an f32 copy.
+    let copied = x.dtype.is_half() && op.kind != ReduceKind::Max;
+    let x = &if copied { cx.row_major(x)? } else { x.clone() };
     let axes: Vec<i64> = op.axes.iter().map(|axis| *axis as i64).collect();
     match op.kind {
         ReduceKind::Sum => cx.sum(x, &axes, op.keep_dims, out),

@@ -1,8 +1,8 @@
 //! The example models and PyTorch's answers for them.
 
 use crate::numbers::{Tensors, read};
-use lorafa_ir::ops::{AdamW, Role};
-use lorafa_ir::{Bindings, Graph};
+use lorafa_ir::ops::{AdamW, Param, Role};
+use lorafa_ir::{Bindings, Graph, ValueId};
 use lorafa_onnx::file::ModelFile;
 use lorafa_onnx::import::import;
 use lorafa_passes::inject_lora::InjectOptions;
@@ -142,15 +142,10 @@ pub fn trained(method: Method, answers: &Tensors) -> BTreeSet<String> {
     names.filter(trained).map(str::to_string).collect()
 }
 
-/// The training step for the batch of these answers.
-pub fn compiled(model: &Model, method: Method, answers: &Tensors) -> Graph {
-    compiled_with(model, method, answers, AdamW::default())
-}
-
-/// The training step with this optimizer.
-pub fn compiled_with(model: &Model, method: Method, answers: &Tensors, adamw: AdamW) -> Graph {
+/// Sizes of the dimensions that these inputs have.
+pub fn bindings(model: &Model, answers: &Tensors) -> Bindings {
     let mut bindings = Bindings::new();
-    for (_, param) in model.graph.params().filter(|(_, p)| p.role == Role::Input) {
+    for (_, param) in inputs(model) {
         let batch = &answers[&format!("input::{}", param.name)];
         for (dim, size) in param.ty.shape.iter().zip(&batch.shape) {
             if let Some(symbol) = dim.as_symbol() {
@@ -158,8 +153,30 @@ pub fn compiled_with(model: &Model, method: Method, answers: &Tensors, adamw: Ad
             }
         }
     }
+    bindings
+}
+
+/// The first dimension of every input and the others, as far as they are free.
+pub fn sizes(model: &Model, batch: i64, seq: i64) -> Bindings {
+    let mut bindings = Bindings::new();
+    for (_, param) in inputs(model) {
+        for (axis, dim) in param.ty.shape.iter().enumerate() {
+            if let Some(symbol) = dim.as_symbol() {
+                bindings.insert(symbol.clone(), if axis == 0 { batch } else { seq });
+            }
+        }
+    }
+    bindings
+}
+
+fn inputs(model: &Model) -> impl Iterator<Item = (ValueId, &Param)> {
+    model.graph.params().filter(|(_, p)| p.role == Role::Input)
+}
+
+/// Options for a method, with adapters of rank 4 where there are none.
+pub fn options(model: &Model, method: Method, bindings: Bindings) -> Options {
     let plain = model.graph.params().all(|(_, p)| !p.name.contains("lora"));
-    let options = Options {
+    Options {
         method,
         bindings,
         dtype: None,
@@ -169,8 +186,18 @@ pub fn compiled_with(model: &Model, method: Method, answers: &Tensors, adamw: Ad
             ..InjectOptions::default()
         },
         replace_adapters: false,
-        adamw,
-    };
+        adamw: AdamW::default(),
+    }
+}
+
+/// The training step for the batch of these answers.
+pub fn compiled(model: &Model, method: Method, answers: &Tensors) -> Graph {
+    compiled_with(model, options(model, method, bindings(model, answers)))
+}
+
+/// The training step with these options.
+pub fn compiled_with(model: &Model, options: Options) -> Graph {
+    let method = options.method;
     let mut graph = model.graph.clone();
     let mut cx = PassCx::new(options);
     let mut manager = Manager::new();

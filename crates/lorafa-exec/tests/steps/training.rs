@@ -7,7 +7,7 @@ use crate::{output, start};
 use lorafa_exec::{Mode, Program};
 use lorafa_ir::{OutputKind, ops};
 use lorafa_onnx::dtype::decode;
-use lorafa_passes::pass::Method;
+use lorafa_passes::pass::{Method, Options};
 use std::sync::Arc;
 
 const STEPS: i64 = 20;
@@ -148,7 +148,11 @@ fn twenty_steps_follow_pytorch() {
                 eps: ops::Scalar(1e-6),
                 ..ops::AdamW::default()
             };
-            let graph = Arc::new(compiled_with(model, method, &first, adamw));
+            let options = Options {
+                adamw,
+                ..models::options(model, method, models::bindings(model, &first))
+            };
+            let graph = Arc::new(compiled_with(model, options));
             let mut program = start(model, &graph, &first, Mode::Arena);
             let lr = json["lr"].as_f64().unwrap() as f32;
             program.write("optim::lr", &lr.to_le_bytes()).unwrap();

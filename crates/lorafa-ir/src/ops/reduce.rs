@@ -116,11 +116,13 @@ impl Operator for Reduce {
         Ok(g.give(0, dx)?)
     }
 
-    /// The divisor of a mean.
+    /// The divisor of a mean; for a sum of 16-bit floats a copy of an operand that is not row-major.
     fn scratch(&self, operands: &[(&TensorType, &Layout)], results: &[&TensorType]) -> u64 {
-        let _ = operands;
         let divisor = results[0].dtype.size();
-        pieces((self.kind == ReduceKind::Mean).then_some(divisor))
+        let divisor = (self.kind == ReduceKind::Mean).then_some(divisor);
+        let summed = self.kind != ReduceKind::Max && operands[0].0.dtype.is_half();
+        let copy = summed.then(|| super::row_major(operands[0]));
+        pieces(divisor.into_iter().chain(copy))
     }
 
     fn flops(&self, operands: &[&TensorType], _: &[&TensorType]) -> u64 {
