@@ -78,3 +78,13 @@ pub(crate) enum KernelError {
     /// libtorch refused.
     Torch(String),
 }
+
+impl KernelError {
+    /// The error of an op.
+    pub(crate) fn of(self, line: String) -> ExecError {
+        match self {
+            KernelError::Unsupported(why) => ExecError::Unsupported { line, why },
+            KernelError::Torch(message) => ExecError::Torch { line, message },
+        }
+    }
+}

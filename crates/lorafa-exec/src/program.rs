@@ -153,6 +153,35 @@ impl Program {
         Ok(())
     }
 
+    /// As [`load`](Self::load), with random numbers for weights: to measure a step of a model whose weights are not
+    /// there. Matrices are normal with deviation 0.02, vectors are one, biases zero; the same seed gives the same.
+    ///
+    /// # Errors
+    /// The first parameter that is no weight and whose values cannot be had.
+    pub fn load_random(&mut self, store: &ExternalStore, seed: i64) -> Result<(), ExecError> {
+        let _inference = InferenceMode::enter();
+        tch::manual_seed(seed);
+        for (_, param) in self.graph.params() {
+            if param.stored.data == Data::Runtime {
+                continue;
+            }
+            if !param.is_weight() {
+                fill(&self.params, &param.name, &weights::values(param, store)?)?;
+                continue;
+            }
+            let Some((view, _)) = self.params.get(&param.name) else {
+                continue;
+            };
+            let drawn = kernels::random(view, &param.name).and_then(|task| match task {
+                // SAFETY: the program owns the memory, and is borrowed mutably.
+                Task::Call(call) => unsafe { call.run() }.map_err(KernelError::Torch),
+                Task::Mask(_) => Ok(()),
+            });
+            drawn.map_err(|error| error.of(param.name.to_string()))?;
+        }
+        Ok(())
+    }
+
     /// Sets a parameter: little-endian elements, row-major.
     ///
     /// # Errors
@@ -384,13 +413,7 @@ impl Compiler<'_> {
         let mut cx = Cx::new(&ins, &outs, &constants, scratch, &mut made);
         let emitted = kernels::emit(&op.kind, &mut cx);
         let used = cx.used();
-        emitted.map_err(|error| match error {
-            KernelError::Unsupported(why) => ExecError::Unsupported { line: line(), why },
-            KernelError::Torch(message) => ExecError::Torch {
-                line: line(),
-                message,
-            },
-        })?;
+        emitted.map_err(|error| error.of(line()))?;
         let planned = planned.map_or(0, |scratch| scratch.bytes);
         if used != planned {
             let line = line();

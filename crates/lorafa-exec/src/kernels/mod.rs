@@ -15,7 +15,7 @@
 //! | `scatter_add_` of 16-bit floats | f32 copies | f32 copies in scratch |
 //! | `index_add_` of 16-bit rows | sums | an axis more, which makes it go element by element |
 //! | `copy_` of a large transpose | a tile of 60×60 | an axis more, which turns the tiling off |
-//! | `sum` of everything, on several threads | partial sums | where it matters, a product with itself |
+//! | `sum`, `amax` of much to one number | a part for each thread | parts in scratch, or a product with itself |
 //! | `var` of everything | the result | a product of each row with itself |
 //! | `native_layer_norm.out`, `native_dropout.out`, `isnan.out`, `embedding.out` | the result | written out |
 
@@ -272,6 +272,21 @@ impl<'a> Cx<'a> {
         self.copy(&copy, x)?;
         Ok(copy)
     }
+}
+
+/// Fills a weight with numbers of a size that keeps a step finite.
+pub(crate) fn random(weight: &View, name: &str) -> Result<Task, KernelError> {
+    let mut tasks = Vec::new();
+    let mut cx = Cx::new(&[], &[], &[], None, &mut tasks);
+    if weight.rank() > 1 && weight.dtype.is_float() {
+        let (mean, deviation) = (In::Double(0.0), In::Double(0.02));
+        cx.call("normal_", "", &[weight.into(), mean, deviation, In::None])?;
+    } else {
+        let zero = name.ends_with("bias") || !weight.dtype.is_float();
+        cx.fill(weight, f64::from(u8::from(!zero)))?;
+    }
+    let task = tasks.pop();
+    task.ok_or_else(|| KernelError::Unsupported("nothing to draw".into()))
 }
 
 /// Sets up an op's kernel.

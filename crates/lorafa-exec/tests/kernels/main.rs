@@ -151,6 +151,58 @@ fn kernels_compute_what_the_reference_computes() {
     }
 }
 
+/// Nothing is a size like any other.
+const EMPTY: &[(&str, &str)] = &[
+    ("neg", "f32[0,3]"),
+    ("add", "f32[0,3], f32[3]"),
+    ("softmax", "f32[0,3] {axis=1}"),
+    ("softmax", "f32[2,0] {axis=1}"),
+    ("log_softmax_grad", "f32[2,0], f32[2,0] {axis=0}"),
+    ("reduce_sum", "f32[2,0] {axes=[1]}"),
+    ("reduce_mean", "f32[0,2] {axes=[1]}"),
+    ("reduce_max", "f32[2,0] {axes=[1]}"),
+    ("cumsum", "f32[0,2] {axis=0, exclusive}"),
+    ("matmul", "f32[2,0], f32[0,3]"),
+    ("matmul", "f32[0,2,3], f32[3,2]"),
+    ("matmul", "f32[2,1,0,3], f32[2,3,2]"),
+    ("gather", "f32[4,3], i64[0] {axis=0}"),
+    ("gather", "f32[4,0], i64[2]=(1,0) {axis=0}"),
+    ("gather_grad", "i64[0], f32[0,2] {shape=[4,2]}"),
+    ("gather_elements", "f32[3,3], i64[0,3] {axis=0}"),
+    ("gather_nd", "f32[3,4], i64[0,2]"),
+    ("gather_nd", "f32[3,4], i64[2,0]"),
+    (
+        "scatter_elements",
+        "f32[3,3], i64[0,3], f32[0,3] {axis=0, add}",
+    ),
+    ("scatter_nd", "f32[4,2], i64[0,1], f32[0,2]"),
+    ("concat", "f32[0,3], f32[2,3] {axis=0}"),
+    ("pad", "f32[0,2] {before=[1,0], after=[1,0], value=0.5}"),
+    ("layer_norm", "f32[0,4], f32[4], f32[4] {axis=1, eps=0.5}"),
+    (
+        "layer_norm_grad",
+        "f32[0,4], f32[0,4], f32[4], f32[0,1], f32[0,1] {axis=1, weights}",
+    ),
+    ("cross_entropy_grad", "f32[], f32[0,3], i64[0]"),
+    ("dropout", "f32[0,3] {ratio=0.25, seed=3}"),
+    ("adamw", "f32[0], f32[0], f32[0], f32[0], i64[]=(3), +f32[]"),
+];
+
+#[test]
+fn kernels_take_nothing() {
+    for (name, text) in EMPTY {
+        for case in case::cases(name, text) {
+            let params = case.graph.params().map(|(value, param)| {
+                let name: &str = &param.name;
+                (value, case.values[name].clone())
+            });
+            let values: arena::Values = params.collect();
+            let done = check(&Arc::new(case.graph), &values, &case.label);
+            done.unwrap_or_else(|error| panic!("{}: {error}", case.label));
+        }
+    }
+}
+
 /// Random steps. libtorch refuses labels of classes that there are not, where the reference finds no hit: those are left
 /// out.
 fn random_steps() -> impl Iterator<Item = (String, Arc<Graph>, arena::Values)> {
@@ -186,4 +238,42 @@ fn random_steps_run_alike_in_their_arenas_and_allocate_nothing() {
         }
     }
     assert!(done > 200, "{done}");
+}
+
+/// Where one number comes of many, and where what is read is askew.
+#[test]
+fn large_reductions_allocate_nothing() {
+    let text = "graph @large {
+        param %x : f32[300,211] input
+        param %i : i64[70001] input
+        v0 = reduce_sum %x {axes=[0,1]} : f32[]
+        v1 = reduce_mean %x {axes=[0,1], keep_dims} : f32[1,1]
+        v2 = reduce_max %x {axes=[0,1]} : f32[]
+        v3 = transpose %x {perm=[1,0]} : f32[211,300]
+        v4 = slice v3 {axes=[1:0:150:2]} : f32[211,150]
+        v5 = reduce_sum v4 {axes=[0,1]} : f32[]
+        v6 = reduce_sum %i {axes=[0]} : i64[]
+        v7 = cast %x {to=bf16} : bf16[300,211]
+        v8 = transpose v7 {perm=[1,0]} : bf16[211,300]
+        v9 = reduce_sum v8 {axes=[0]} : bf16[300]
+        v10 = reduce_mean v8 {axes=[0,1]} : bf16[]
+        v11 = softmax v3 {axis=0} : f32[211,300]
+        v12 = cumsum v3 {axis=1} : f32[211,300]
+        v13 = add v3, v11 : f32[211,300]
+        v14 = reshape v3 {shape=[63300]} : f32[63300]
+        out \"y\" = v0
+      }";
+    let graph = Arc::new(lorafa_ir::text::parse(text).unwrap());
+    let mut rng = rng::Rng(7);
+    let values = graph.params().map(|(value, param)| {
+        let number = |_: &[usize]| rng.below(64) as f64 / 16.0 - 2.0;
+        (value, Array::from_fn(&param.ty, number).unwrap())
+    });
+    let mut values: arena::Values = values.collect();
+    for array in values.values_mut() {
+        for x in &mut array.data {
+            *x = array.dtype.round(*x);
+        }
+    }
+    check(&graph, &values, "large").unwrap();
 }

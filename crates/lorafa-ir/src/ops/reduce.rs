@@ -49,6 +49,23 @@ impl Reduce {
     }
 }
 
+impl Reduce {
+    /// Elements that a kernel reduces at a time where one number comes of many.
+    pub const BLOCK: u64 = 1 << 12;
+
+    /// How many parts a kernel first reduces to where one number comes of many: libtorch would allocate one for each of
+    /// its threads.
+    pub fn parts(&self, operand: u64, result: u64) -> Option<u64> {
+        (result == 1 && operand > 2 * Self::BLOCK).then(|| operand.div_ceil(Self::BLOCK))
+    }
+
+    /// Whether a kernel wants its operand row-major: where there are parts, and for sums of 16-bit floats, of which
+    /// libtorch would make an f32 copy.
+    pub fn copies(&self, dtype: DType, parts: Option<u64>) -> bool {
+        parts.is_some() || self.kind != ReduceKind::Max && dtype.is_half()
+    }
+}
+
 impl Operator for Reduce {
     fn name(&self) -> &'static str {
         NAMES
@@ -116,13 +133,16 @@ impl Operator for Reduce {
         Ok(g.give(0, dx)?)
     }
 
-    /// The divisor of a mean; for a sum of 16-bit floats a copy of an operand that is not row-major.
+    /// The divisor of a mean, and what [`Reduce::copies`] and [`Reduce::parts`] say.
     fn scratch(&self, operands: &[(&TensorType, &Layout)], results: &[&TensorType]) -> u64 {
-        let divisor = results[0].dtype.size();
-        let divisor = (self.kind == ReduceKind::Mean).then_some(divisor);
-        let summed = self.kind != ReduceKind::Max && operands[0].0.dtype.is_half();
-        let copy = summed.then(|| super::row_major(operands[0]));
-        pieces(divisor.into_iter().chain(copy))
+        let (x, result) = (operands[0], results[0]);
+        let size = result.dtype.size();
+        let divisor = (self.kind == ReduceKind::Mean).then_some(size);
+        let elements = x.0.elements().unwrap_or(0);
+        let parts = self.parts(elements, result.elements().unwrap_or(0));
+        let copy = self.copies(x.0.dtype, parts).then(|| super::row_major(x));
+        let parts = parts.map(|n| n * size);
+        pieces(divisor.into_iter().chain(copy).chain(parts))
     }
 
     fn flops(&self, operands: &[&TensorType], _: &[&TensorType]) -> u64 {

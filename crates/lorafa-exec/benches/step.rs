@@ -1,0 +1,97 @@
+//! A step in its arena against the same kernels with an allocation for every buffer.
+//!
+//! `cargo bench -p lorafa-exec --features torch` runs an example with LoRA-FA; `LORAFA_BENCH_MODEL` names another file,
+//! `LORAFA_BENCH_BATCH` and `LORAFA_BENCH_SEQ` its sizes. Both programs run in turn, so that a slower moment of the
+//! machine hits both. Weights are random.
+
+use lorafa_exec::{Mode, Program};
+use lorafa_ir::Bindings;
+use lorafa_ir::ops::{AdamW, Role};
+use lorafa_onnx::external::ExternalStore;
+use lorafa_onnx::file::ModelFile;
+use lorafa_onnx::import::import;
+use lorafa_passes::inject_lora::InjectOptions;
+use lorafa_passes::pass::{Method, Options};
+use lorafa_passes::{Manager, PassCx, registry};
+use std::error::Error;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+const ROUNDS: usize = 25;
+const EXAMPLE: &str = "../../examples/llama-tiny-lora-r4-dynamo-noopt-sdpa-fp32-eval-loss-dyn.onnx";
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let path = std::env::var_os("LORAFA_BENCH_MODEL").map(PathBuf::from);
+    let path = path.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(EXAMPLE));
+    let (batch, seq) = (
+        size("LORAFA_BENCH_BATCH", 4)?,
+        size("LORAFA_BENCH_SEQ", 32)?,
+    );
+    let file = ModelFile::open(&path)?;
+    let mut graph = import(&file)?;
+    let mut bindings = Bindings::new();
+    for (_, param) in graph.params().filter(|(_, p)| p.role == Role::Input) {
+        for (axis, dim) in param.ty.shape.iter().enumerate() {
+            if let Some(symbol) = dim.as_symbol() {
+                bindings.insert(symbol.clone(), if axis == 0 { batch } else { seq });
+            }
+        }
+    }
+    let mut cx = PassCx::new(Options {
+        method: Method::LoraFa,
+        bindings,
+        dtype: None,
+        loss: None,
+        inject: InjectOptions::default(),
+        replace_adapters: false,
+        adamw: AdamW::default(),
+    });
+    let mut manager = Manager::new();
+    for stage in registry::stages(Method::LoraFa) {
+        manager.run(stage, &mut graph, &mut cx)?;
+    }
+    let graph = Arc::new(graph);
+    let plan = lorafa_plan::plan(&graph)?;
+    let store = ExternalStore::new(file.folder());
+    let mut programs = Vec::new();
+    for (name, mode) in [("arena", Mode::Arena), ("separate", Mode::Separate)] {
+        let mut program = Program::compile(graph.clone(), &plan, mode)?;
+        program.load_random(&store, 0)?;
+        for (_, param) in graph.params().filter(|(_, p)| p.name.contains("mask")) {
+            let ones = vec![1.0; param.ty.elements().unwrap_or(0) as usize];
+            let bytes = lorafa_onnx::dtype::encode(param.ty.dtype, ones);
+            program.write(&param.name, &bytes)?;
+        }
+        program.write("optim::step", &1i64.to_le_bytes())?;
+        program.step()?;
+        programs.push((name, program, Vec::new()));
+    }
+    for _ in 0..ROUNDS {
+        for (_, program, times) in &mut programs {
+            let start = Instant::now();
+            program.step()?;
+            times.push(start.elapsed().as_secs_f64() * 1e3);
+        }
+    }
+    println!("{} · batch {batch} · seq {seq}", path.display());
+    for (name, program, times) in &mut programs {
+        times.sort_by(f64::total_cmp);
+        let (calls, bytes) = (program.calls(), program.memory_bytes());
+        println!(
+            "{name:>9}: {:.3} ms median, {:.3} to {:.3}; {calls} calls, {bytes} B in {} allocations",
+            times[ROUNDS / 2],
+            times[0],
+            times[ROUNDS - 1],
+            program.allocations(),
+        );
+    }
+    Ok(())
+}
+
+fn size(name: &str, default: i64) -> Result<i64, Box<dyn Error>> {
+    match std::env::var(name) {
+        Ok(text) => Ok(text.parse()?),
+        Err(_) => Ok(default),
+    }
+}
