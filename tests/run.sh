@@ -1,6 +1,6 @@
 #!/bin/sh
-# Every test there is. Needs Rust, a C linker, and Python 3 with pip for the onnxruntime run, which sets up its own
-# environment in .venv.
+# Every test there is. Needs Rust, a C++ compiler, and Python 3 with pip: the onnxruntime run sets up its own environment
+# in .venv, and libtorch is installed into .libtorch (545 MB) unless LIBTORCH says where there is one.
 set -eu
 cd "$(dirname "$0")/.."
 step() { printf '\n== %s\n' "$*"; "$@"; }
@@ -11,5 +11,9 @@ step cargo fmt --all --check
 step cargo clippy --locked --workspace --all-targets -- -D warnings
 step cargo doc --locked --workspace --no-deps
 step cargo test --locked --workspace
+LIBTORCH="$(crates/lorafa-exec/setup.sh)"
+export LIBTORCH
+step cargo clippy --locked -p lorafa-exec --features torch --all-targets -- -D warnings
+step cargo test --locked -p lorafa-exec --features torch
 step cargo build --locked --release -p lorafa-cli
 step tests/conformance/run.sh --bin target/release/lorafa-opt
