@@ -14,6 +14,7 @@ step cargo test --locked --workspace
 LIBTORCH="$(crates/lorafa-exec/setup.sh)"
 export LIBTORCH
 step cargo clippy --locked -p lorafa-exec --features torch --all-targets -- -D warnings
+step cargo doc --locked -p lorafa-exec --features torch --no-deps
 step cargo test --locked -p lorafa-exec --features torch
 step cargo build --locked --release -p lorafa-cli
 step tests/conformance/run.sh --bin target/release/lorafa-opt

@@ -7,14 +7,14 @@
 //!                                 one flat list of kernel calls; every operand a view of the arena
 //! ```
 //!
-//! There is no autograd: the backward pass is in the graph. A [`Program`] is compiled once. It holds one allocation of
+//! There is no autograd: the backward pass is in the graph. A `Program` is compiled once. It holds one allocation of
 //! exactly the bytes that the plan counts and calls of ATen's out-variant kernels, whose operands and results are views
-//! at the planned offsets. A step runs the calls one after the other and allocates nothing; [`Program::step_traced`]
+//! at the planned offsets. A step runs the calls one after the other and allocates nothing; `Program::step_traced`
 //! measures that it does not.
 //!
 //! | to | go to |
 //! |---|---|
-//! | compile and run a step | [`mod@program`] |
+//! | compile and run a step | `program` |
 //! | know what an op calls | `kernels`, one op family a file as in [`lorafa_ir::ops`] |
 //! | know what fills the parameters | [`lorafa_onnx::export::weights::values`] |
 //! | call libtorch | `shim`: the dispatcher, inference mode, the allocation tracer |

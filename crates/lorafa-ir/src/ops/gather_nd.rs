@@ -99,7 +99,7 @@ impl Operator for GatherNd {
         Ok(g.give(0, dx)?)
     }
 
-    /// What [`flat_pieces`] says, and a copy of `data` if its indexed axes do not merge.
+    /// What `flat_pieces` says, and a copy of `data` if its indexed axes do not merge.
     fn scratch(&self, operands: &[(&TensorType, &Layout)], _: &[&TensorType]) -> u64 {
         let (data, indices) = (operands[0], operands[1].0);
         let shape = data.0.known_shape().unwrap_or_default();
