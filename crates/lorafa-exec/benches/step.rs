@@ -13,12 +13,13 @@ use lorafa_onnx::import::import;
 use lorafa_passes::inject_lora::InjectOptions;
 use lorafa_passes::pass::{Method, Options};
 use lorafa_passes::{Manager, PassCx, registry};
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-const ROUNDS: usize = 25;
+const ROUNDS: usize = 15;
 const EXAMPLE: &str = "../../examples/llama-tiny-lora-r4-dynamo-noopt-sdpa-fp32-eval-loss-dyn.onnx";
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -85,6 +86,22 @@ fn main() -> Result<(), Box<dyn Error>> {
             times[ROUNDS - 1],
             program.allocations(),
         );
+    }
+    if let Some((_, program, _)) = programs.first_mut() {
+        let mut kinds: BTreeMap<&str, (Duration, usize)> = BTreeMap::new();
+        for (op, time) in program.step_timed()? {
+            let (total, calls) = kinds.entry(graph.op(op).kind.name()).or_default();
+            *total += time;
+            *calls += 1;
+        }
+        let mut kinds: Vec<_> = kinds.into_iter().collect();
+        kinds.sort_by_key(|(_, (time, _))| std::cmp::Reverse(*time));
+        for (kind, (time, calls)) in kinds.iter().take(10) {
+            println!(
+                "{:>9.3} ms in {calls:>4} calls of {kind}",
+                time.as_secs_f64() * 1e3
+            );
+        }
     }
     Ok(())
 }

@@ -11,6 +11,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use lorafa_ir::interp::for_each_index;
 use lorafa_ir::ops::{Constant, Data, Literal};
@@ -293,6 +294,23 @@ impl Program {
         Ok(Trace {
             allocations: allocations.collect(),
         })
+    }
+
+    /// Runs the step and reports how long each kernel call took, in the order they ran.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step).
+    pub fn step_timed(&mut self) -> Result<Vec<(OpId, Duration)>, ExecError> {
+        let mut times = Vec::with_capacity(self.tasks.len());
+        let mut last = Instant::now();
+        self.run(|position| {
+            let now = Instant::now();
+            times.push((position, now - last));
+            last = now;
+        })?;
+        let of_op =
+            |(position, time): (u32, Duration)| Some((*self.ops.get(position as usize)?, time));
+        Ok(times.into_iter().filter_map(of_op).collect())
     }
 
     /// Runs the tasks in order, and calls `after` with each one's position.
