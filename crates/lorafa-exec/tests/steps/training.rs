@@ -7,6 +7,7 @@ use crate::{output, start};
 use lorafa_exec::{Mode, Program};
 use lorafa_ir::{OutputKind, ops};
 use lorafa_onnx::dtype::decode;
+use lorafa_passes::attach_optimizer::OptimizerOptions;
 use lorafa_passes::pass::{Method, Options};
 use std::sync::Arc;
 
@@ -144,12 +145,12 @@ fn twenty_steps_follow_pytorch() {
             };
             let first = batch(0);
             // As `tools/expected.py` has it.
-            let adamw = ops::AdamW {
-                eps: ops::Scalar(1e-6),
-                ..ops::AdamW::default()
+            let optimizer = OptimizerOptions {
+                eps: 1e-6,
+                ..OptimizerOptions::default()
             };
             let options = Options {
-                adamw,
+                optimizer,
                 ..models::options(model, method, models::bindings(model, &first))
             };
             let graph = Arc::new(compiled_with(model, options));
