@@ -185,6 +185,11 @@ const EMPTY: &[(&str, &str)] = &[
     ),
     ("cross_entropy_grad", "f32[], f32[0,3], i64[0]"),
     ("dropout", "f32[0,3] {ratio=0.25, seed=3}"),
+    ("accumulate", "f32[0,2], bf16[0,2], f32[], f32[]"),
+    (
+        "adamw",
+        "f32[0], bf16[0], f32[0], f32[0], i64[]=(3), +f32[] {form=peft}",
+    ),
     ("adamw", "f32[0], f32[0], f32[0], f32[0], i64[]=(3), +f32[]"),
 ];
 

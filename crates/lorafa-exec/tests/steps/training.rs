@@ -32,7 +32,7 @@ impl AdamW {
     }
 }
 
-fn param(program: &Program, name: &str) -> Vec<f64> {
+pub fn param(program: &Program, name: &str) -> Vec<f64> {
     let (ty, bytes) = program.param(name).unwrap();
     decode(ty.dtype, &bytes)
 }
