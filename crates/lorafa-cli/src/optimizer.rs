@@ -85,7 +85,12 @@ impl OptimizerArgs {
         let refused = [
             ("--weight-decay", self.weight_decay, 0.0.., not_negative),
             ("--eps", eps, 0.0.., not_negative),
-            ("--clip", self.clip.unwrap_or(1.0), f64::MIN_POSITIVE.., positive),
+            (
+                "--clip",
+                self.clip.unwrap_or(1.0),
+                f64::MIN_POSITIVE..,
+                positive,
+            ),
         ]
         .into_iter()
         .find(|(_, x, range, _)| !(x.is_finite() && range.contains(x)))

@@ -6,7 +6,7 @@
 
 use lorafa_exec::{Mode, Program};
 use lorafa_ir::Bindings;
-use lorafa_ir::ops::{Role};
+use lorafa_ir::ops::Role;
 use lorafa_onnx::external::ExternalStore;
 use lorafa_onnx::file::ModelFile;
 use lorafa_onnx::import::import;

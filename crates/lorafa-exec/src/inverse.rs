@@ -16,7 +16,9 @@ use crate::program::Program;
 /// # Errors
 /// There is no such A, or libtorch finds no singular values, as of what is no number.
 pub fn write_inverses(program: &mut Program) -> Result<(), ExecError> {
-    let names = program.params().filter_map(|name| name.strip_prefix(INVERSE));
+    let names = program
+        .params()
+        .filter_map(|name| name.strip_prefix(INVERSE));
     let names: Vec<String> = names.map(str::to_owned).collect();
     for name in names {
         let (ty, bytes) = program.param(&name)?;

@@ -209,7 +209,11 @@ fn all_of_it_in_bf16_allocates_nothing() {
             .write("attention_mask", &encode(DType::I64, vec![1.0; 24 * 30]))
             .unwrap();
         write_inverses(&mut program).unwrap();
-        for (name, value) in [("optim::lr", 1e-3), ("optim::keep", 0.0), ("optim::weight", 1.0)] {
+        for (name, value) in [
+            ("optim::lr", 1e-3),
+            ("optim::keep", 0.0),
+            ("optim::weight", 1.0),
+        ] {
             write(&mut program, name, value);
         }
         program.step().unwrap();
@@ -234,7 +238,9 @@ fn inverses_are_of_any_a() -> Result<(), ExecError> {
     let graph = Arc::new(lorafa_ir::text::parse(text).unwrap());
     let plan = lorafa_plan::plan(&graph).unwrap();
     let mut program = Program::compile(graph, &plan, Mode::Arena)?;
-    let full = [1.0, 2.0, 0.5, 0.0, -1.0, 1.0, 1.0, 3.0, 0.0, 0.25, -2.0, 1.0];
+    let full = [
+        1.0, 2.0, 0.5, 0.0, -1.0, 1.0, 1.0, 3.0, 0.0, 0.25, -2.0, 1.0,
+    ];
     let mut twice = full;
     twice.copy_within(0..4, 4);
     for a in [full, twice] {

@@ -87,7 +87,11 @@ impl Operator for Accumulate {
     fn scratch(&self, operands: &[(&TensorType, &Layout)], _: &[&TensorType]) -> u64 {
         let (grad, layout) = operands[1];
         let block = (grad.dtype != DType::F32).then(|| {
-            let Blocks { rows, width, at_once } = Self::blocks(layout);
+            let Blocks {
+                rows,
+                width,
+                at_once,
+            } = Self::blocks(layout);
             rows.min(at_once) * width * DType::F32.size()
         });
         let numbers = [DType::F32.size(), DType::Bool.size()];

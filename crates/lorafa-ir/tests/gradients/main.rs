@@ -191,9 +191,8 @@ fn adamw_is_pefts() {
 
 fn adamw(form: &str, formula: Next) {
     let (beta1, beta2, lr, step) = (0.5, 0.75, 0.25, 3);
-    let attrs = format!(
-        "{{beta1={beta1}, beta2={beta2}, eps=0.01, weight_decay={DECAY}, form={form}}}"
-    );
+    let attrs =
+        format!("{{beta1={beta1}, beta2={beta2}, eps=0.01, weight_decay={DECAY}, form={form}}}");
     let text = format!("f32[3], f32[3], f32[3], +f32[3], i64[]=({step}), f32[]=({lr}) {attrs}");
     let mut case = Case::new("adamw", &text);
     let operands = case.graph.op(case.op).operands.clone();

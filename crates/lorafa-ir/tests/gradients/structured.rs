@@ -219,10 +219,7 @@ pub const STRUCTURED: &[(&str, Coverage)] = &[
         "dropout_grad",
         Refuses(SECOND_ORDER, "f64[2], bool[2] {ratio=0.5}"),
     ),
-    (
-        "accumulate",
-        Refuses(LAST, "f32[2], f32[2], f32[], f32[]"),
-    ),
+    ("accumulate", Refuses(LAST, "f32[2], f32[2], f32[], f32[]")),
     (
         "adamw",
         Refuses(LAST, "f32[2], f32[2], f32[2], f32[2], i64[]=(1), f32[]"),

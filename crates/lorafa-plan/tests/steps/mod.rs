@@ -202,7 +202,13 @@ impl Steps<'_> {
     }
 
     /// The gradient, or what it is added to.
-    fn accumulated(&mut self, grad: ValueId, name: &str, shape: &[i64], weight: ValueId) -> ValueId {
+    fn accumulated(
+        &mut self,
+        grad: ValueId,
+        name: &str,
+        shape: &[i64],
+        weight: ValueId,
+    ) -> ValueId {
         if self.rng.below(2) == 0 {
             return grad;
         }
