@@ -125,10 +125,10 @@ fn twenty_steps_follow_pytorch() {
         let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
         // PEFT's optimizer rounds projected gradients to bf16 there.
         let (adamw, lorafa) = (OptimizerKind::AdamW, OptimizerKind::LoraFa);
-        for (method, kind, key, limit) in [
-            (Method::Lora, adamw, "lora-adamw", 1e-4),
-            (Method::LoraFa, adamw, "lorafa-adamw", 1e-4),
-            (Method::LoraFa, lorafa, "lorafa-peft", 5e-3),
+        for (method, kind, key, [loss_limit, limit]) in [
+            (Method::Lora, adamw, "lora-adamw", [1e-5, 1e-4]),
+            (Method::LoraFa, adamw, "lorafa-adamw", [1e-5, 1e-4]),
+            (Method::LoraFa, lorafa, "lorafa-peft", [5e-5, 5e-3]),
         ] {
             let losses = json["methods"][key].as_array().unwrap();
             let batch = |i: usize| -> Tensors {
@@ -186,8 +186,8 @@ fn twenty_steps_follow_pytorch() {
                 }
                 let expected = expected.as_f64().unwrap();
                 let error = (output(&program, &loss)[0] - expected).abs() / expected;
-                assert!(error <= 1e-5, "{label}: step {i}: {error:.1e}");
-                worst.0 = worst.0.max(error);
+                assert!(error <= loss_limit, "{label}: step {i}: {error:.1e}");
+                worst.0 = worst.0.max(error / loss_limit);
             }
             for (name, tensor) in tensors
                 .iter()
@@ -209,7 +209,7 @@ fn twenty_steps_follow_pytorch() {
         }
     }
     println!(
-        "{done} runs: loss {:.1e}, adapters {:.1e} of tolerance at worst",
+        "{done} runs: loss {:.1e}, adapters {:.1e} of their tolerance at worst",
         worst.0, worst.1
     );
     assert!(done > 0);
