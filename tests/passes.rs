@@ -7,6 +7,7 @@
 use lorafa_ir::Graph;
 use lorafa_ir::text::{self, ValueDisplay};
 use lorafa_passes::attach_loss::LossKind;
+use lorafa_passes::attach_optimizer::{OptimizerKind, OptimizerOptions};
 use lorafa_passes::pass::{Method, Options};
 use lorafa_passes::targets::Targets;
 use lorafa_passes::{Manager, Pass, PassCx, registry};
@@ -118,7 +119,13 @@ fn asked(source: &str) -> Asked {
             "alpha" => options.inject.alpha = Some(value.parse().unwrap()),
             "targets" => options.inject.targets = Targets::parse(value).unwrap(),
             "replace-adapters" => options.replace_adapters = true,
-            "weight_decay" => options.adamw.weight_decay.0 = value.parse().unwrap(),
+            "optimizer" => {
+                let found = OptimizerKind::ALL.iter().find(|(_, n)| *n == value);
+                options.optimizer = OptimizerOptions::new(found.unwrap().0);
+            }
+            "weight_decay" => options.optimizer.weight_decay = value.parse().unwrap(),
+            "clip" => options.optimizer.max_grad_norm = Some(value.parse().unwrap()),
+            "accumulate" => options.optimizer.accumulate = true,
             "before" => asked.before = Some(value.to_owned()),
             "after" => asked.after = Some(value.to_owned()),
             other => panic!("no option is called {other}"),

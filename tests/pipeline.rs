@@ -7,17 +7,23 @@ mod common;
 use common::{Model, examples, options};
 use lorafa_ir::interp::Array;
 use lorafa_ir::ops::{Param, Role};
-use lorafa_ir::{Graph, ValueId};
+use lorafa_ir::{DType, Graph, ValueId};
+use lorafa_passes::attach_optimizer::{OptimizerKind, OptimizerOptions};
 use lorafa_passes::freeze_lora_a::Certificate;
-use lorafa_passes::pass::Method;
+use lorafa_passes::pass::{Method, Options};
 use lorafa_passes::{Manager, PassCx, registry};
 use lorafa_plan::{ALIGN, Category, check, plan};
 use std::collections::BTreeMap;
 
 /// A training step, and what was proven of it if it is LoRA-FA's.
 fn compile(model: &Model, method: Method) -> (Graph, Option<Certificate>) {
+    compile_with(model, options(model, method))
+}
+
+fn compile_with(model: &Model, options: Options) -> (Graph, Option<Certificate>) {
+    let method = options.method;
     let mut graph = model.graph.clone();
-    let mut cx = PassCx::new(options(model, method));
+    let mut cx = PassCx::new(options);
     let mut manager = Manager::new();
     for stage in registry::stages(method) {
         let done = manager.run(stage, &mut graph, &mut cx);
@@ -118,6 +124,40 @@ fn examples_run_in_their_arenas() {
             met.unwrap_or_else(|e| panic!("{what}: {e}"));
         }
     }
+}
+
+/// With accumulation, clipping and projection, too.
+#[test]
+fn all_that_optimizers_do_runs_in_its_arena() {
+    let models = examples();
+    let mut done = 0;
+    for model in models
+        .iter()
+        .filter(|model| model.name.contains("-eval-loss-"))
+    {
+        for (method, dtype) in [(Method::Full, None), (Method::LoraFa, Some(DType::BF16))] {
+            let optimizer = OptimizerOptions {
+                max_grad_norm: Some(0.5),
+                accumulate: true,
+                ..OptimizerOptions::new(OptimizerKind::LoraFa)
+            };
+            let options = Options {
+                optimizer,
+                dtype,
+                ..options(model, method)
+            };
+            let (graph, _) = compile_with(model, options);
+            let plan = plan(&graph).unwrap();
+            check(plan.problem(), plan.layout()).unwrap();
+            let params = params(&graph);
+            let what = format!("{} {}", model.name, method.name());
+            let expected = arena::run(&graph, &params).unwrap_or_else(|e| panic!("{what}: {e}"));
+            let met = arena::simulate(&graph, &plan, &expected);
+            met.unwrap_or_else(|e| panic!("{what}: {e}"));
+            done += 1;
+        }
+    }
+    assert!(done >= 8, "{done}");
 }
 
 /// Numbers of a size that keeps a tiny model finite.

@@ -1,4 +1,4 @@
-//! `attach-optimizer`: adds one AdamW update for every gradient.
+//! `attach-optimizer`: adds an AdamW update for every gradient, and what the user wants before it.
 //!
 //! ```text
 //! + param %optim::step : i64[] optstate
@@ -13,9 +13,27 @@
 //! ```
 //!
 //! Moments are f32 whatever the parameter is. They and the parameter are updated in place.
+//!
+//! A gradient goes through these, as far as they are asked for:
+//!
+//! | | region | what it adds |
+//! |---|---|---|
+//! | accumulation | backward | `optim::keep` and `optim::weight`, `f32[]`, and an f32 accumulator `optim::grad::b`, which is then the gradient output: `accumulate %optim::grad::b, v9, %optim::keep, %optim::weight` |
+//! | clipping | update | the output `grad_norm`, `f32[]`, over all gradients; each is multiplied by `min(1, most/(grad_norm + 1e-6))` |
+//! | projection | update | for an adapter's B, `optim::inverse::a`, `f32[rank,rank]`, by which the gradient is multiplied, and by `1/scale²` |
+//!
+//! On all micro-batches of a large batch but the last, the ops of the update region are left out.
+//! `optim::keep` is 0 on the first and 1 on the others, `optim::weight` the share of the large
+//! batch's labels that the micro-batch has: then the sum is the gradient of the mean over all labels.
 
-use crate::pass::{Changed, Pass, PassCx, PassError, PassKind};
-use lorafa_ir::ops::{Op, Param, Role};
+mod clip;
+mod options;
+mod project;
+
+pub use options::{OptimizerKind, OptimizerOptions};
+
+use crate::pass::{Changed, Method, Pass, PassCx, PassError, PassKind};
+use lorafa_ir::ops::{Accumulate, AdamW, AdamWForm, Op, Param, Role};
 use lorafa_ir::{DType, Graph, OutputKind, Patch, PatchError, Region, Site, TensorType, ValueId};
 use std::sync::Arc;
 
@@ -28,6 +46,25 @@ const STATE: &str = "optim::";
 /// See the module.
 pub struct AttachOptimizer;
 
+/// A parameter with its gradient.
+struct Trained {
+    param: ValueId,
+    /// The parameter's name.
+    name: Arc<str>,
+    gradient: ValueId,
+    /// The gradient output's name.
+    output: Arc<str>,
+    /// Where the op stands that makes the gradient. What follows waits for nothing else, and stands
+    /// in the same order.
+    seq: i64,
+}
+
+impl Trained {
+    fn module(&self) -> &str {
+        self.name.rsplit_once('.').map_or("", |(module, _)| module)
+    }
+}
+
 impl Pass for AttachOptimizer {
     fn name(&self) -> &'static str {
         "attach-optimizer"
@@ -38,99 +75,154 @@ impl Pass for AttachOptimizer {
     }
 
     fn run(&self, graph: &mut Graph, cx: &mut PassCx) -> Result<Changed, PassError> {
-        let gradients: Vec<(ValueId, ValueId)> = graph
-            .outputs()
-            .iter()
-            .filter_map(|o| match o.kind {
-                OutputKind::Gradient(param) => Some((param, o.value)),
-                _ => None,
-            })
-            .collect();
-        if let Some((_, taken)) = graph.params().find(|(_, p)| p.name.starts_with(STATE)) {
-            return Err(PassError::Refused(format!(
-                "the model has a parameter called {}: names that start with `{STATE}` are the \
-                 optimizer's; rename it",
-                taken.name
-            )));
-        }
+        let options = cx.options.optimizer;
+        refuse_taken_names(graph, options.max_grad_norm.is_some())?;
+        let mut trained = trained(graph);
         let mut patch = graph.patch("attach-optimizer");
-        let scalar = TensorType::scalar;
-        let step = add_param(
-            &mut patch,
-            "optim::step",
-            Role::OptState,
-            scalar(DType::I64),
-        )?;
-        let lr = add_param(&mut patch, "optim::lr", Role::OptState, scalar(DType::F32))?;
-        for (param, gradient) in &gradients {
-            update(&mut patch, *param, *gradient, [step, lr], cx)?;
+        let step = TensorType::scalar(DType::I64);
+        let step = state(&mut patch, "optim::step", step)?;
+        let lr = state(&mut patch, "optim::lr", TensorType::scalar(DType::F32))?;
+        if options.accumulate {
+            accumulate(&mut patch, &mut trained)?;
+            cx.note("gradients of micro-batches are accumulated");
         }
-        cx.note(format_args!("{} parameters", gradients.len()));
-        Ok(Changed::from_count(gradients.len()))
+        let projects = options.kind == OptimizerKind::LoraFa;
+        let (form, projections) = if projects && cx.options.method == Method::LoraFa {
+            let projections = project::Projections::new(&mut patch, &trained)?;
+            cx.note(format_args!("{} gradients projected", projections.len()));
+            (AdamWForm::Peft, projections)
+        } else {
+            if projects {
+                cx.note("AdamW: the LoRA-FA optimizer is for the method lora-fa");
+            }
+            (AdamWForm::Torch, project::Projections::default())
+        };
+        let coefficient = match options.max_grad_norm {
+            Some(most) => {
+                cx.note(format_args!("gradients clipped to a norm of {most}"));
+                clip::coefficient(&mut patch, &trained, most)?
+            }
+            None => None,
+        };
+        for one in &trained {
+            patch.at_site(update_site(one.seq, one.module()));
+            let mut gradient = one.gradient;
+            if let Some(coefficient) = coefficient {
+                gradient = patch.cast(gradient, DType::F32)?;
+                gradient = patch.times(gradient, coefficient)?;
+            }
+            gradient = projections.apply(&mut patch, one.param, gradient)?;
+            update(&mut patch, one, gradient, [step, lr], options.adamw(form))?;
+        }
+        cx.note(format_args!("{} parameters", trained.len()));
+        Ok(Changed::from_count(trained.len()))
     }
 }
 
-fn add_param(
-    patch: &mut Patch<'_>,
-    name: &str,
-    role: Role,
-    ty: TensorType,
-) -> Result<ValueId, PatchError> {
+fn refuse_taken_names(graph: &Graph, clips: bool) -> Result<(), PassError> {
+    if let Some((_, taken)) = graph.params().find(|(_, p)| p.name.starts_with(STATE)) {
+        return Err(PassError::Refused(format!(
+            "the model has a parameter called {}: names that start with `{STATE}` are the \
+             optimizer's; rename it",
+            taken.name
+        )));
+    }
+    if clips && graph.outputs().iter().any(|o| &*o.name == clip::NORM) {
+        return Err(PassError::Refused(format!(
+            "the model has an output called {}: that is where the norm of the gradients goes; \
+             rename it",
+            clip::NORM
+        )));
+    }
+    Ok(())
+}
+
+/// Every parameter that has a gradient, in the gradients' order.
+fn trained(graph: &Graph) -> Vec<Trained> {
+    let outputs = graph.outputs().iter();
+    let trained = outputs.filter_map(|o| match o.kind {
+        OutputKind::Gradient(param) => Some(Trained {
+            param,
+            name: graph.param(param)?.name.clone(),
+            gradient: o.value,
+            output: o.name.clone(),
+            seq: graph.def(o.value).site.seq,
+        }),
+        _ => None,
+    });
+    trained.collect()
+}
+
+fn update_site(seq: i64, module: &str) -> Site {
+    Site {
+        region: Region::Update,
+        seq,
+        module: Arc::from(module),
+        of: None,
+    }
+}
+
+/// Adds state that is given at run time.
+fn state(patch: &mut Patch<'_>, name: &str, ty: TensorType) -> Result<ValueId, PatchError> {
     patch.at_site(Site {
         region: Region::Forward,
         seq: i64::MIN,
         module: Arc::from(""),
         of: None,
     });
-    patch.add1(Op::Param(Box::new(Param::runtime(name, role, ty))), &[])
+    let param = Param::runtime(name, Role::OptState, ty);
+    patch.add1(Op::Param(Box::new(param)), &[])
 }
 
+/// Sums every gradient with those of earlier micro-batches as soon as it is there; from then on the
+/// sum is the gradient.
+fn accumulate(patch: &mut Patch<'_>, trained: &mut [Trained]) -> Result<(), PatchError> {
+    let scalar = || TensorType::scalar(DType::F32);
+    let keep = state(patch, "optim::keep", scalar())?;
+    let weight = state(patch, "optim::weight", scalar())?;
+    patch.retain_outputs(|o| !matches!(o.kind, OutputKind::Gradient(_)));
+    for one in trained {
+        let ty = patch.ty(one.gradient).with_dtype(DType::F32);
+        let sum = state(patch, &format!("optim::grad::{}", one.name), ty)?;
+        patch.at_site(Site {
+            region: Region::Backward,
+            ..update_site(one.seq, one.module())
+        });
+        let operands = [sum, one.gradient, keep, weight];
+        one.gradient = patch.add1(Accumulate.into(), &operands)?;
+        let gradient = OutputKind::Gradient(one.param);
+        patch.output(one.output.clone(), one.gradient, gradient);
+        patch.output(
+            format!("optim::grad_out::{}", one.name),
+            one.gradient,
+            OutputKind::Updated(sum),
+        );
+    }
+    Ok(())
+}
+
+/// The next parameter and moments, where the patch stands.
 fn update(
     patch: &mut Patch<'_>,
-    param: ValueId,
+    trained: &Trained,
     gradient: ValueId,
     [step, lr]: [ValueId; 2],
-    cx: &PassCx,
+    adamw: AdamW,
 ) -> Result<(), PatchError> {
-    let Some(name) = patch.graph().param(param).map(|p| p.name.clone()) else {
-        return Ok(());
-    };
-    let moment = patch.ty(param).with_dtype(DType::F32);
-    let m = add_param(
-        patch,
-        &format!("optim::m::{name}"),
-        Role::OptState,
-        moment.clone(),
-    )?;
-    let v = add_param(patch, &format!("optim::v::{name}"), Role::OptState, moment)?;
-    // An update waits for nothing but its gradient: updates stand in the gradients' order.
-    let seq = patch.graph().def(gradient).site.seq;
-    let module = name
-        .rsplit_once('.')
-        .map_or("", |(module, _)| module)
-        .into();
-    patch.at_site(Site {
-        region: Region::Update,
-        seq,
-        module,
-        of: None,
-    });
-    let operands = [param, gradient, m, v, step, lr];
-    let next = patch.add(cx.options.adamw.into(), &operands)?;
-    patch.output(
-        format!("{UPDATED}{name}"),
-        next[0],
-        OutputKind::Updated(param),
-    );
-    patch.output(
-        format!("optim::m_out::{name}"),
-        next[1],
-        OutputKind::Updated(m),
-    );
-    patch.output(
-        format!("optim::v_out::{name}"),
-        next[2],
-        OutputKind::Updated(v),
-    );
+    let Trained { param, name, .. } = trained;
+    let site = patch.site().clone();
+    let moment = patch.ty(*param).with_dtype(DType::F32);
+    let m = state(patch, &format!("optim::m::{name}"), moment.clone())?;
+    let v = state(patch, &format!("optim::v::{name}"), moment)?;
+    patch.at_site(site);
+    let next = patch.add(adamw.into(), &[*param, gradient, m, v, step, lr])?;
+    let updated = [
+        (format!("{UPDATED}{name}"), *param),
+        (format!("optim::m_out::{name}"), m),
+        (format!("optim::v_out::{name}"), v),
+    ];
+    for ((name, old), next) in updated.into_iter().zip(next) {
+        patch.output(name, next, OutputKind::Updated(old));
+    }
     Ok(())
 }

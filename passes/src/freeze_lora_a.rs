@@ -12,8 +12,8 @@
 //! - out "grad::a" = v9 gradient %a
 //! ```
 //!
-//! A keeps its value, so its gradient, its moments and its update go, and with them the one reason
-//! to keep the layer's input. What is left of `x` is a matter of the graph, not of this pass: it
+//! A keeps its value, so its gradient goes, and with it the one reason to keep the layer's input; the
+//! optimizer, which comes later, gives it no moments. What is left of `x` is a matter of the graph, not of this pass: it
 //! ends with a [`Certificate`] that looks for every backward op that still reads the memory of an
 //! adapter's `x`. This is no equality: training takes another path.
 
@@ -50,24 +50,10 @@ impl Pass for FreezeLoraA {
                 "the model has no adapters to freeze".into(),
             ));
         }
-        // The moments of a parameter are updated by the op that updates the parameter.
-        let updates: BTreeSet<OpId> = updated_by(graph, &frozen);
-        let defined = |value: ValueId, graph: &Graph| graph.value(value).op;
-        let gone: BTreeSet<ValueId> = graph
-            .outputs()
-            .iter()
-            .filter(|o| match o.kind {
-                OutputKind::Gradient(param) => frozen.contains(&param),
-                OutputKind::Updated(_) => updates.contains(&defined(o.value, graph)),
-                OutputKind::Loss | OutputKind::Value => false,
-            })
-            .map(|o| o.value)
-            .collect();
         let mut patch = graph.patch("freeze-lora-a");
         patch.retain_outputs(|o| match o.kind {
             OutputKind::Gradient(param) => !frozen.contains(&param),
-            OutputKind::Updated(_) => !gone.contains(&o.value),
-            OutputKind::Loss | OutputKind::Value => true,
+            OutputKind::Updated(_) | OutputKind::Loss | OutputKind::Value => true,
         });
         for a in &frozen {
             patch.set_role(*a, Role::Frozen);
@@ -82,15 +68,6 @@ impl Pass for FreezeLoraA {
         cx.certificate = Some(certificate);
         Ok(Changed::from_count(changes))
     }
-}
-
-fn updated_by(graph: &Graph, params: &BTreeSet<ValueId>) -> BTreeSet<OpId> {
-    let of_param = |kind| match kind {
-        OutputKind::Updated(param) => params.contains(&param),
-        _ => false,
-    };
-    let outputs = graph.outputs().iter().filter(|o| of_param(o.kind));
-    outputs.map(|o| graph.value(o.value).op).collect()
 }
 
 /// What the graph says about every adapter's input, after A was frozen.

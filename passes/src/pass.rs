@@ -6,6 +6,7 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use crate::attach_loss::LossKind;
+use crate::attach_optimizer::OptimizerOptions;
 use crate::freeze_lora_a::Certificate;
 use crate::inject_lora::InjectOptions;
 
@@ -85,8 +86,8 @@ pub struct Options {
     pub inject: InjectOptions,
     /// Remove the adapters in the model and inject new ones.
     pub replace_adapters: bool,
-    /// The optimizer's settings.
-    pub adamw: lorafa_ir::ops::AdamW,
+    /// The optimizer and what happens to gradients before it.
+    pub optimizer: OptimizerOptions,
 }
 
 impl Default for Options {
@@ -99,7 +100,7 @@ impl Default for Options {
             loss: None,
             inject: InjectOptions::default(),
             replace_adapters: false,
-            adamw: lorafa_ir::ops::AdamW::default(),
+            optimizer: OptimizerOptions::default(),
         }
     }
 }

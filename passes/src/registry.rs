@@ -18,36 +18,41 @@ pub const PREPARE: &[&dyn Pass] = &[
     &find_lora::FindLora,
 ];
 
-/// Passes that build the training step of `full` and `lora`.
+/// Passes that build loss and gradients of `full` and `lora`.
 pub const TRAIN: &[&dyn Pass] = &[
     &inject_lora::InjectLora,
     &attach_loss::AttachLoss,
     &convert_precision::ConvertPrecision,
     &eliminate_dead_code::EliminateDeadCode,
     &differentiate::Differentiate,
-    &attach_optimizer::AttachOptimizer,
     &eliminate_common_subexpressions::EliminateCommonSubexpressions,
     &eliminate_dead_code::EliminateDeadCode,
 ];
 
-/// Passes that turn LoRA's training step into LoRA-FA's.
+/// Passes that turn LoRA's gradients into LoRA-FA's.
 pub const FREEZE: &[&dyn Pass] = &[
     &freeze_lora_a::FreezeLoraA,
     &eliminate_dead_code::EliminateDeadCode,
 ];
 
+/// Passes that turn gradients into a training step.
+///
+/// Nothing merges equal expressions afterwards: a gradient's f32 copy is made where it is read, again
+/// and again, so that there is one at a time.
+pub const UPDATE: &[&dyn Pass] = &[&attach_optimizer::AttachOptimizer];
+
 /// The stages that lead to a method's training step.
 pub fn stages(method: Method) -> Vec<&'static [&'static dyn Pass]> {
     match method {
-        Method::Full | Method::Lora => vec![PREPARE, TRAIN],
-        Method::LoraFa => vec![PREPARE, TRAIN, FREEZE],
+        Method::Full | Method::Lora => vec![PREPARE, TRAIN, UPDATE],
+        Method::LoraFa => vec![PREPARE, TRAIN, FREEZE, UPDATE],
     }
 }
 
 /// Every pass once, in pipeline order.
 pub fn all() -> Vec<&'static dyn Pass> {
     let mut passes: Vec<&'static dyn Pass> = Vec::new();
-    for pass in [PREPARE, TRAIN, FREEZE].concat() {
+    for pass in [PREPARE, TRAIN, FREEZE, UPDATE].concat() {
         if passes.iter().all(|p| p.name() != pass.name()) {
             passes.push(pass);
         }

@@ -4,6 +4,7 @@ use lorafa_ir::ops::Role;
 use lorafa_ir::{Bindings, Graph};
 use lorafa_onnx::file::ModelFile;
 use lorafa_onnx::import::import;
+use lorafa_passes::attach_optimizer::OptimizerOptions;
 use lorafa_passes::inject_lora::InjectOptions;
 use lorafa_passes::pass::{Method, Options};
 use std::path::{Path, PathBuf};
@@ -68,6 +69,6 @@ pub fn options(model: &Model, method: Method) -> Options {
         loss: None,
         inject,
         replace_adapters: false,
-        adamw: lorafa_ir::ops::AdamW::default(),
+        optimizer: OptimizerOptions::default(),
     }
 }

@@ -197,8 +197,29 @@ def adamw(p, g, m, v, step, lr, decay, beta1=0.9, beta2=0.999, eps=1e-8):
     return p - lr / (1 - beta1**step) * m / (np.sqrt(v) / np.sqrt(1 - beta2**step) + eps), m, v
 
 
-def compare_optimizer(report, model, expected, method, rename, source, decay, step=3, lr=1e-2):
-    """The third step from random moments, against AdamW. The parameter before the step is what lr = 0 leaves."""
+def lorafa(p, g, m, v, step, lr, decay, beta1=0.9, beta2=0.999, eps=1e-6):
+    """The update of PEFT's LoRA-FA optimizer from a projected gradient, in fp64."""
+    m = beta1 * m + (1 - beta1) * g
+    v = beta2 * v + (1 - beta2) * g * g
+    p = p - lr * np.sqrt(1 - beta2**step) / (1 - beta1**step) * m / (np.sqrt(v) + eps)
+    return p * (1 - lr * decay), m, v
+
+
+def inverses(model):
+    """What PEFT's LoRA-FA optimizer multiplies gradients with, by the name of A's input."""
+    found = {}
+    for tensor in model.graph.initializer:
+        if "lora_A" in tensor.name:
+            a = numpy_helper.to_array(tensor).astype(np.float64)
+            found[f"optim::inverse::{tensor.name}"] = np.linalg.pinv(a @ a.T + 1e-8 * np.eye(len(a)), hermitian=True)
+    return found
+
+
+def compare_optimizer(report, model, expected, method, rename, source, decay, clip, scale, step=3, lr=1e-2):
+    """The third step from random moments, against AdamW, or PEFT's LoRA-FA optimizer if there is the adapters' `scale`.
+
+    The parameter before the step is what lr = 0 leaves.
+    """
     names = [i.name for i in model.graph.input]
     trained, rng = required(method, expected), np.random.default_rng(0)
     feeds = inputs(expected) | {"optim::step": np.array(step, np.int64), "optim::lr": np.array(lr, np.float32)}
@@ -209,11 +230,25 @@ def compare_optimizer(report, model, expected, method, rename, source, decay, st
             noise = rng.standard_normal(expected[f"grad::{name}"].shape)
             value = 1e-3 * noise if prefix == "optim::m::" else 1e-7 * np.abs(noise) + 1e-9
             feeds[own[name]] = moments[prefix, name] = value.astype(np.float32)
+    inverse = inverses(model) if scale else {}
+    feeds |= {name: value.astype(np.float32) for name, value in inverse.items()}
+    inverse = {rename(name.removeprefix("optim::inverse::")): value for name, value in inverse.items()}
     if report.problems:
         return
     before = named(report, run(model, feeds | {"optim::lr": np.array(0, np.float32)}), "updated::", rename)
     outputs = run(model, feeds)
     after = {p: named(report, outputs, p, rename) for p in ("updated::", "optim::m_out::", "optim::v_out::")}
+    gradients = {name: expected[f"grad::{name}"].astype(np.float64) for name in trained}
+    if clip:
+        norm = np.sqrt(sum((g * g).sum() for g in gradients.values()))
+        if norm <= clip:
+            report.fail(f"the norm {norm} is below {clip}: nothing to clip")
+        if (error := relative(outputs["grad_norm"], norm)) > GRADIENT_TOLERANCE:
+            report.fail(f"grad_norm {outputs['grad_norm']} instead of {norm}: relative error {error:.1e}")
+        gradients = {name: g * clip / (norm + 1e-6) for name, g in gradients.items()}
+    for name, g in gradients.items():
+        if scale and "lora_B" in name:
+            gradients[name] = g @ inverse[name.replace("lora_B", "lora_A")] / scale**2
     common = set(trained)
     for prefix, found in after.items():
         common &= set(same_names(report, f"output {prefix}", set(found), trained))
@@ -223,7 +258,7 @@ def compare_optimizer(report, model, expected, method, rename, source, decay, st
         if name in source and not np.array_equal(source[name], before[name]):
             report.fail(f"updated::{name} differs from the parameter when lr is 0")
         m, v = (moments[p, name].astype(np.float64) for p in ("optim::m::", "optim::v::"))
-        p, m, v = adamw(start, expected[f"grad::{name}"].astype(np.float64), m, v, step, lr, decay)
+        p, m, v = (lorafa if scale else adamw)(start, gradients[name], m, v, step, lr, decay)
         errors = {"updated::": relative(after["updated::"][name] - start, p - start) / UPDATE_TOLERANCE,
                   "optim::m_out::": relative(after["optim::m_out::"][name], m) / GRADIENT_TOLERANCE,
                   "optim::v_out::": relative(after["optim::v_out::"][name], v) / GRADIENT_TOLERANCE}

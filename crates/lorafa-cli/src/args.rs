@@ -1,5 +1,6 @@
 //! The command line.
 
+use crate::optimizer::OptimizerArgs;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use lorafa_ir::DType;
 use lorafa_ir::ops::Init;
@@ -113,15 +114,6 @@ pub struct TrainingArgs {
     #[arg(long, value_enum)]
     pub loss: Option<LossArg>,
 
-    /// Decoupled weight decay of AdamW.
-    #[arg(
-        long,
-        value_name = "X",
-        default_value_t = 0.0,
-        allow_negative_numbers = true
-    )]
-    pub weight_decay: f64,
-
     /// Number of sequences, for a symbolic dimension [default: 1].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..=MAX_DIM), help_heading = "Dimensions")]
     pub batch: Option<i64>,
@@ -133,6 +125,10 @@ pub struct TrainingArgs {
     /// A number for any other symbolic dimension; may be repeated.
     #[arg(long = "dim", value_name = "NAME=N", value_parser = pair::<i64>, help_heading = "Dimensions")]
     pub dims: Vec<(String, i64)>,
+
+    /// The optimizer.
+    #[command(flatten)]
+    pub optimizer: OptimizerArgs,
 
     /// The adapters.
     #[command(flatten)]

@@ -3,12 +3,13 @@
 use crate::args::{InitArg, MethodArg, TrainingArgs};
 use crate::dims::{self, Dims};
 use crate::error::Error;
-use lorafa_ir::ops::{AdamW, Scalar};
-use lorafa_ir::{DType, Graph, OutputKind};
+use crate::optimizer::OptimizerArg;
+use lorafa_ir::{DType, Graph, Op, OutputKind, Region, ValueId};
 use lorafa_onnx::file::ModelFile;
 use lorafa_onnx::import::import;
 use lorafa_passes::attach_loss::{self, LossKind};
 use lorafa_passes::convert_precision::main_dtype;
+use lorafa_passes::eliminate_dead_code::EliminateDeadCode;
 use lorafa_passes::freeze_lora_a::Certificate;
 use lorafa_passes::inject_lora::InjectOptions;
 use lorafa_passes::pass::{Method, Options};
@@ -177,6 +178,7 @@ fn full(mut graph: Graph, options: Options) -> Result<(Step, Vec<String>), Error
         ..options
     });
     run(registry::TRAIN, &mut graph, &mut cx)?;
+    run(registry::UPDATE, &mut graph, &mut cx)?;
     let notes = noted("full", &mut cx);
     Ok((step(Method::Full, graph)?, notes))
 }
@@ -200,8 +202,12 @@ fn adapted(mut lora: Graph, options: Options) -> Result<Adapted, Error> {
     let mut notes = noted("lora and lora-fa", &mut cx);
 
     let mut lora_fa = lora.clone();
+    run(registry::UPDATE, &mut lora, &mut cx)?;
+    notes.extend(noted("lora", &mut cx));
+
     cx.options.method = Method::LoraFa;
     run(registry::FREEZE, &mut lora_fa, &mut cx)?;
+    run(registry::UPDATE, &mut lora_fa, &mut cx)?;
     notes.extend(noted("lora-fa", &mut cx));
     Ok(Adapted {
         lora: step(Method::Lora, lora)?,
@@ -264,15 +270,33 @@ pub fn graph_after(
     }
 }
 
-/// The step without the optimizer: gradients are its results.
+/// The step without the optimizer: gradients of the batch, not accumulated, are its results.
 pub fn without_optimizer(graph: &Graph) -> Result<Graph, Error> {
     let mut graph = graph.clone();
-    graph
-        .patch("detach-optimizer")
-        .retain_outputs(|o| !matches!(o.kind, OutputKind::Updated(_)));
+    let updates: BTreeSet<ValueId> = graph
+        .outputs()
+        .iter()
+        .filter(|o| graph.def(o.value).site.region == Region::Update)
+        .map(|o| o.value)
+        .collect();
+    let mut patch = graph.patch("detach-optimizer");
+    patch.retain_outputs(|o| {
+        !(matches!(o.kind, OutputKind::Updated(_)) || updates.contains(&o.value))
+    });
     let mut cx = PassCx::new(Options::default());
-    let sweep = &lorafa_passes::eliminate_dead_code::EliminateDeadCode;
-    run(&[sweep], &mut graph, &mut cx)?;
+    let sweep: &[&dyn lorafa_passes::Pass] = &[&EliminateDeadCode];
+    run(sweep, &mut graph, &mut cx)?;
+    // Nothing but outputs reads an accumulator now.
+    let accumulated: Vec<(ValueId, ValueId)> = graph
+        .ops()
+        .filter(|op| matches!(op.kind, Op::Accumulate(_)))
+        .filter_map(|op| Some((*op.results.first()?, *op.operands.get(1)?)))
+        .collect();
+    let mut patch = graph.patch("detach-optimizer");
+    for (sum, gradient) in accumulated {
+        patch.retarget(sum, gradient);
+    }
+    run(sweep, &mut graph, &mut cx)?;
     Ok(graph)
 }
 
@@ -300,10 +324,12 @@ fn options(args: &TrainingArgs, dims: &Dims) -> Result<Options, Error> {
             .map_err(|e| refused("--alpha-pattern", &e))?,
         adapter_dtype: lora.adapter_dtype,
     };
-    if !(args.weight_decay.is_finite() && args.weight_decay >= 0.0) {
-        return Err(Error::Args(
-            "--weight-decay: expected a number that is not negative".into(),
-        ));
+    if args.optimizer.optimizer == OptimizerArg::Lorafa && args.method != MethodArg::LoraFa {
+        return Err(Error::Args(format!(
+            "--optimizer lorafa: it needs A to stay as it is, and the method {} trains A: give \
+             --method lora-fa, or --optimizer adamw",
+            Method::from(args.method).name()
+        )));
     }
     Ok(Options {
         method: args.method.into(),
@@ -312,9 +338,6 @@ fn options(args: &TrainingArgs, dims: &Dims) -> Result<Options, Error> {
         loss: args.loss.map(Into::into),
         inject,
         replace_adapters: lora.replace_adapters,
-        adamw: AdamW {
-            weight_decay: Scalar(args.weight_decay),
-            ..AdamW::default()
-        },
+        optimizer: args.optimizer.options()?,
     })
 }

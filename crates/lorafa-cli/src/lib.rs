@@ -2,7 +2,7 @@
 //!
 //! | module | what it owns |
 //! |---|---|
-//! | [`args`] | the command line |
+//! | [`args`], [`optimizer`] | the command line |
 //! | [`dims`] | numbers for symbolic dimensions, from flags and defaults |
 //! | [`compile`] | the main job: model file → three training steps with plans |
 //! | [`output`] | the written files |
@@ -15,6 +15,7 @@ pub mod compile;
 pub mod dims;
 pub mod error;
 pub mod json;
+pub mod optimizer;
 pub mod output;
 pub mod report;
 pub mod units;
@@ -52,6 +53,14 @@ fn main_job(path: &Path, args: &CompileArgs, out: &mut dyn Write) -> Result<(), 
     if json_out && args.explain {
         return Err(Error::Args(
             "--explain: standard output holds the JSON report".into(),
+        ));
+    }
+    if args.with_optimizer && args.training.optimizer.accumulate > 1 {
+        return Err(Error::Args(
+            "--with-optimizer: a written model updates parameters every time that it runs, so it \
+             cannot accumulate gradients first: leave out --accumulate, or write gradients alone and \
+             sum them"
+                .into(),
         ));
     }
     let model = ModelFile::open(path)?;

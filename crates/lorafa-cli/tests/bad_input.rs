@@ -269,10 +269,6 @@ fn ranks_and_targets_that_do_not_fit_the_model() {
         &plain(&["--rank", "4", "--loss", "seq-cls"]),
         &["--loss seq-cls", "rank 2"],
     );
-    job.refused(
-        &plain(&["--rank", "4", "--weight-decay", "-1"]),
-        &["weight-decay"],
-    );
 }
 
 #[test]

@@ -6,10 +6,11 @@
 
 use lorafa_exec::{Mode, Program};
 use lorafa_ir::Bindings;
-use lorafa_ir::ops::{AdamW, Role};
+use lorafa_ir::ops::Role;
 use lorafa_onnx::external::ExternalStore;
 use lorafa_onnx::file::ModelFile;
 use lorafa_onnx::import::import;
+use lorafa_passes::attach_optimizer::OptimizerOptions;
 use lorafa_passes::inject_lora::InjectOptions;
 use lorafa_passes::pass::{Method, Options};
 use lorafa_passes::{Manager, PassCx, registry};
@@ -46,7 +47,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         loss: None,
         inject: InjectOptions::default(),
         replace_adapters: false,
-        adamw: AdamW::default(),
+        optimizer: OptimizerOptions::default(),
     });
     let mut manager = Manager::new();
     for stage in registry::stages(Method::LoraFa) {

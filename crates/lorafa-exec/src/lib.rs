@@ -17,6 +17,7 @@
 //! | compile and run a step | `program` |
 //! | know what an op calls | `kernels`, one op family a file as in [`lorafa_ir::ops`] |
 //! | know what fills the parameters | [`lorafa_onnx::export::weights::values`] |
+//! | fill what PEFT's LoRA-FA optimizer needs of A | `inverse` |
 //! | call libtorch | `shim`: the dispatcher, inference mode, the allocation tracer |
 //!
 //! Needs libtorch and the cargo feature `torch`; `setup.sh` installs the one and prints the `LIBTORCH` to build with.
@@ -24,6 +25,8 @@
 
 #[cfg(feature = "torch")]
 pub mod error;
+#[cfg(feature = "torch")]
+pub mod inverse;
 #[cfg(feature = "torch")]
 mod kernels;
 #[cfg(feature = "torch")]
@@ -37,5 +40,7 @@ mod view;
 
 #[cfg(feature = "torch")]
 pub use error::ExecError;
+#[cfg(feature = "torch")]
+pub use inverse::write_inverses;
 #[cfg(feature = "torch")]
 pub use program::{Allocation, Mode, Program, Trace};

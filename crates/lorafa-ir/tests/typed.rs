@@ -44,6 +44,8 @@ const OPS: &str = "
     cross_entropy_grad : f64[], f64[a,b], i64[a]
     dropout ratio=0.5, seed=1; dropout_grad ratio=0.5 : f32[a,b], bool[a,b]
     adamw : f32[a,b], f32[a,b], f32[a,b], f32[a,b], i64[], f32[]
+    accumulate : f32[a,b], bf16[a,b], f32[], f32[]; accumulate : f32[], f32[], f32[], f32[]
+    adamw form=peft, weight_decay=0.1 : f32[a], bf16[a], f32[a], f32[a], i64[], f32[]
     adamw weight_decay=0.1 : bf16[a], f32[a], f32[a], f32[a], i64[], f32[]
     iota dtype=i64, len=?; iota dtype=i64, len=?, start=!, step=!; iota dtype=bf16, len=?
     fill dtype=f32, shape=[?,?], value=1.0; fill dtype=i64, shape=[0,!,!], value=1e400

@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::{Index, IndexMut};
 
 use lorafa_ir::ops::{Param, Role};
-use lorafa_ir::{Graph, OutputKind, Region, ValueId};
+use lorafa_ir::{Graph, Op, OutputKind, Region, ValueId};
 use serde::ser::{Serialize, Serializer};
 
 use crate::liveness::LiveRange;
@@ -18,7 +18,7 @@ pub enum Category {
     FrozenWeights,
     /// The matrices A and B of LoRA adapters.
     Adapters,
-    /// Gradients of parameters: gradient outputs, and what the backward region makes for the update.
+    /// Gradients of parameters: gradient outputs, accumulators, and what the backward region makes for the update.
     Gradients,
     /// State of the optimizer.
     OptimizerState,
@@ -121,13 +121,21 @@ pub(crate) fn categories(
             gradients[storages.of(output.value).index()] = true;
         }
     }
+    for op in graph.ops() {
+        if let Op::Accumulate(_) = op.kind {
+            gradients[storages.of(op.results[0]).index()] = true;
+        }
+    }
     let category = |(index, range): (usize, &LiveRange)| {
         let storage = &storages.as_slice()[index];
         match storage.kind {
             StorageKind::Constant => Category::FrozenWeights,
-            StorageKind::Parameter => {
-                persistent(graph.param(storage.root), adapters[storage.root.index()])
-            }
+            StorageKind::Parameter => match graph.param(storage.root) {
+                Some(param) if param.role == Role::OptState && gradients[index] => {
+                    Category::Gradients
+                }
+                param => persistent(param, adapters[storage.root.index()]),
+            },
             StorageKind::Transient => {
                 transient(gradients[index], region(graph, storage.root), range)
             }

@@ -231,3 +231,39 @@ fn a_base_weight_stays_one_when_it_is_trained() {
     assert_eq!(b[Category::Adapters], 512);
     assert_eq!(b[Category::OptimizerState], 512);
 }
+
+/// Gradients go as soon as they are added; the sums stay, and are gradients.
+#[test]
+fn accumulators_are_gradients_that_stay() {
+    let planned = planned(
+        "param %x : bf16[64,8] input
+         param %b : bf16[8,8] trained
+         param %sum : f32[8,8] optstate
+         param %keep : f32[] optstate
+         param %weight : f32[] optstate
+         param %m : f32[8,8] optstate
+         param %v : f32[8,8] optstate
+         param %step : i64[] optstate
+         param %lr : f32[] optstate
+         v0 = matmul %x, %b : bf16[64,8]
+         v1 = reduce_sum v0 {axes=[0,1]} : bf16[]
+         backward:
+         v2 = fill {dtype=bf16, shape=[64,8], value=1.0} : bf16[64,8] of v1
+         v3 = matmul %x, v2 {trans_a} : bf16[8,8] of v0
+         v4 = accumulate %sum, v3, %keep, %weight : f32[8,8]
+         update:
+         v5, v6, v7 = adamw %b, v4, %m, %v, %step, %lr : bf16[8,8], f32[8,8], f32[8,8]
+         out \"loss\" = v1 loss
+         out \"grad::b\" = v4 gradient %b
+         out \"sum\" = v4 updated %sum
+         out \"next::b\" = v5 updated %b
+         out \"next::m\" = v6 updated %m
+         out \"next::v\" = v7 updated %v",
+    );
+    let gradient = planned.plan.place(planned.value("v3")).expect("a place");
+    let live = &planned.plan.live_range(gradient.storage).positions;
+    assert_eq!(live.end, live.start + 2, "it dies where it is added");
+    let report = planned.plan.report(&planned.graph, 0);
+    assert_eq!(report.breakdown[Category::Gradients], ALIGN);
+    assert_eq!(report.breakdown.total(), report.peak_bytes);
+}

@@ -19,6 +19,7 @@
 //! | `var` of everything | the result | a product of each row with itself |
 //! | `native_layer_norm.out`, `native_dropout.out`, `isnan.out`, `embedding.out` | the result | written out |
 
+mod accumulate;
 mod activation;
 mod adamw;
 mod binary;
@@ -322,6 +323,7 @@ pub(crate) fn emit(op: &Op, cx: &mut Cx<'_>) -> Emitted {
         Op::CrossEntropyGrad(op) => cross_entropy::backward(op.ignore_index, cx),
         Op::Dropout(op) => dropout::forward(*op, cx),
         Op::DropoutGrad(op) => dropout::backward(*op, cx),
+        Op::Accumulate(_) => accumulate::accumulate(cx),
         Op::AdamW(op) => adamw::adamw(op, cx),
         Op::DimValue(op) => source::dims(op, cx),
         Op::Onnx(op) => Err(KernelError::Unsupported(format!(

@@ -185,6 +185,11 @@ const EMPTY: &[(&str, &str)] = &[
     ),
     ("cross_entropy_grad", "f32[], f32[0,3], i64[0]"),
     ("dropout", "f32[0,3] {ratio=0.25, seed=3}"),
+    ("accumulate", "f32[0,2], bf16[0,2], f32[], f32[]"),
+    (
+        "adamw",
+        "f32[0], bf16[0], f32[0], f32[0], i64[]=(3), +f32[] {form=peft}",
+    ),
     ("adamw", "f32[0], f32[0], f32[0], f32[0], i64[]=(3), +f32[]"),
 ];
 
@@ -238,6 +243,32 @@ fn random_steps_run_alike_in_their_arenas_and_allocate_nothing() {
         }
     }
     assert!(done > 200, "{done}");
+}
+
+/// Gradients of more than one block, in order and askew.
+#[test]
+fn large_gradients_are_accumulated_in_blocks() {
+    let text = "graph @large {
+        param %g : bf16[331,401] input
+        param %keep : f32[] input
+        param %weight : f32[] input
+        param %a : f32[331,401] optstate
+        param %b : f32[401,331] optstate
+        v0 = accumulate %a, %g, %keep, %weight : f32[331,401]
+        v1 = transpose %g {perm=[1,0]} : bf16[401,331]
+        v2 = accumulate %b, v1, %keep, %weight : f32[401,331]
+        out \"a\" = v0 updated %a
+        out \"b\" = v2 updated %b
+      }";
+    let graph = Arc::new(lorafa_ir::text::parse(text).unwrap());
+    let mut rng = rng::Rng(7);
+    let values = graph.params().map(|(value, param)| {
+        let number = |_: &[usize]| 0.25 + rng.below(64) as f64 / 32.0;
+        (value, Array::from_fn(&param.ty, number).unwrap())
+    });
+    let values: arena::Values = values.collect();
+    check(&graph, &values, "large").unwrap();
+    check_arena(&graph, &values, "large").unwrap();
 }
 
 /// Where one number comes of many, and where what is read is askew.

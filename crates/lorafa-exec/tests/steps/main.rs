@@ -5,6 +5,7 @@
 
 mod models;
 mod numbers;
+mod optimizer;
 mod training;
 
 use models::{METHODS, Model, compiled};

@@ -1,10 +1,11 @@
 //! The example models and PyTorch's answers for them.
 
 use crate::numbers::{Tensors, read};
-use lorafa_ir::ops::{AdamW, Param, Role};
+use lorafa_ir::ops::{Param, Role};
 use lorafa_ir::{Bindings, Graph, ValueId};
 use lorafa_onnx::file::ModelFile;
 use lorafa_onnx::import::import;
+use lorafa_passes::attach_optimizer::OptimizerOptions;
 use lorafa_passes::inject_lora::InjectOptions;
 use lorafa_passes::pass::{Method, Options};
 use lorafa_passes::{Manager, PassCx, registry};
@@ -186,7 +187,7 @@ pub fn options(model: &Model, method: Method, bindings: Bindings) -> Options {
             ..InjectOptions::default()
         },
         replace_adapters: false,
-        adamw: AdamW::default(),
+        optimizer: OptimizerOptions::default(),
     }
 }
 

@@ -4,9 +4,10 @@ use crate::models::{self, METHODS, Model, compiled, compiled_with};
 use crate::numbers::{Tensors, read, relative};
 use crate::{output, start};
 
-use lorafa_exec::{Mode, Program};
+use lorafa_exec::{Mode, Program, write_inverses};
 use lorafa_ir::{OutputKind, ops};
 use lorafa_onnx::dtype::decode;
+use lorafa_passes::attach_optimizer::{OptimizerKind, OptimizerOptions};
 use lorafa_passes::pass::{Method, Options};
 use std::sync::Arc;
 
@@ -31,7 +32,7 @@ impl AdamW {
     }
 }
 
-fn param(program: &Program, name: &str) -> Vec<f64> {
+pub fn param(program: &Program, name: &str) -> Vec<f64> {
     let (ty, bytes) = program.param(name).unwrap();
     decode(ty.dtype, &bytes)
 }
@@ -122,9 +123,12 @@ fn twenty_steps_follow_pytorch() {
             continue;
         };
         let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
-        for (method, key) in [
-            (Method::Lora, "lora-adamw"),
-            (Method::LoraFa, "lorafa-adamw"),
+        // PEFT's optimizer rounds projected gradients to bf16 there.
+        let (adamw, lorafa) = (OptimizerKind::AdamW, OptimizerKind::LoraFa);
+        for (method, kind, key, [loss_limit, limit]) in [
+            (Method::Lora, adamw, "lora-adamw", [1e-5, 1e-4]),
+            (Method::LoraFa, adamw, "lorafa-adamw", [1e-5, 1e-4]),
+            (Method::LoraFa, lorafa, "lorafa-peft", [5e-5, 5e-3]),
         ] {
             let losses = json["methods"][key].as_array().unwrap();
             let batch = |i: usize| -> Tensors {
@@ -144,12 +148,12 @@ fn twenty_steps_follow_pytorch() {
             };
             let first = batch(0);
             // As `tools/expected.py` has it.
-            let adamw = ops::AdamW {
-                eps: ops::Scalar(1e-6),
-                ..ops::AdamW::default()
+            let optimizer = OptimizerOptions {
+                eps: 1e-6,
+                ..OptimizerOptions::new(kind)
             };
             let options = Options {
-                adamw,
+                optimizer,
                 ..models::options(model, method, models::bindings(model, &first))
             };
             let graph = Arc::new(compiled_with(model, options));
@@ -157,11 +161,13 @@ fn twenty_steps_follow_pytorch() {
             let lr = json["lr"].as_f64().unwrap() as f32;
             program.write("optim::lr", &lr.to_le_bytes()).unwrap();
             let loss = graph.loss().unwrap().name.to_string();
-            let label = format!("{} {}", model.name, method.name());
-            // They train adapters alone.
+            let label = format!("{} {key}", model.name);
+            write_inverses(&mut program).unwrap();
+            // With AdamW they train adapters alone.
             let kept: Vec<(String, Vec<u8>)> = graph
                 .params()
                 .filter(|(_, p)| p.role == ops::Role::Trained && !p.name.contains("lora_"))
+                .filter(|_| kind == adamw)
                 .map(|(_, p)| (p.name.to_string(), program.param(&p.name).unwrap().1))
                 .collect();
             for (i, expected) in losses.iter().enumerate() {
@@ -180,8 +186,8 @@ fn twenty_steps_follow_pytorch() {
                 }
                 let expected = expected.as_f64().unwrap();
                 let error = (output(&program, &loss)[0] - expected).abs() / expected;
-                assert!(error <= 1e-5, "{label}: step {i}: {error:.1e}");
-                worst.0 = worst.0.max(error);
+                assert!(error <= loss_limit, "{label}: step {i}: {error:.1e}");
+                worst.0 = worst.0.max(error / loss_limit);
             }
             for (name, tensor) in tensors
                 .iter()
@@ -196,14 +202,14 @@ fn twenty_steps_follow_pytorch() {
                     panic!("{label}: no {name}");
                 };
                 let error = relative(&param(&program, &found), &tensor.numbers());
-                assert!(error <= 1e-4, "{label}: {name} {error:.1e}");
-                worst.1 = worst.1.max(error);
+                assert!(error <= limit, "{label}: {name} {error:.1e}");
+                worst.1 = worst.1.max(error / limit);
             }
             done += 1;
         }
     }
     println!(
-        "{done} runs: loss {:.1e}, adapters {:.1e} at worst",
+        "{done} runs: loss {:.1e}, adapters {:.1e} of their tolerance at worst",
         worst.0, worst.1
     );
     assert!(done > 0);

@@ -8,10 +8,32 @@ use crate::ids::ValueId;
 use crate::layout::{Layout, pieces};
 use crate::patch::{Patch, PatchError, Results};
 use crate::types::{TensorType, TypeError};
+use std::fmt;
+
+/// What formula the update follows; `c1 = 1 - beta1^step` and `c2 = 1 - beta2^step` correct the bias.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum AdamWForm {
+    /// `torch.optim.AdamW`: `p·(1 - lr·decay) - lr/c1 · m / (√(v/c2) + eps)`.
+    #[default]
+    Torch,
+    /// PEFT's LoRA-FA optimizer: `(p - lr·√c2/c1 · m / (√v + eps))·(1 - lr·decay)`.
+    Peft,
+}
+
+impl AdamWForm {
+    const NAMES: [(AdamWForm, &'static str); 2] =
+        [(AdamWForm::Torch, "torch"), (AdamWForm::Peft, "peft")];
+}
+
+impl fmt::Display for AdamWForm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = Self::NAMES.iter().find(|(form, _)| form == self);
+        f.write_str(name.map_or("?", |(_, name)| name))
+    }
+}
 
 /// `adamw param, grad, m, v, step, lr` gives the next parameter and moments, with bias correction
-/// and decoupled weight decay, as `torch.optim.AdamW`. Moments and arithmetic are f32, `step`
-/// counts from one.
+/// and decoupled weight decay. Moments and arithmetic are f32, `step` counts from one.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct AdamW {
     /// Decay of the first moment.
@@ -22,6 +44,8 @@ pub struct AdamW {
     pub eps: Scalar,
     /// Decoupled weight decay.
     pub weight_decay: Scalar,
+    /// The formula.
+    pub form: AdamWForm,
 }
 
 impl Default for AdamW {
@@ -32,6 +56,7 @@ impl Default for AdamW {
             beta2: Scalar(0.999),
             eps: Scalar(1e-8),
             weight_decay: Scalar(0.0),
+            form: AdamWForm::Torch,
         }
     }
 }
@@ -48,6 +73,7 @@ impl Operator for AdamW {
             .unless("beta2", self.beta2, d.beta2)
             .unless("eps", self.eps, d.eps)
             .unless("weight_decay", self.weight_decay, d.weight_decay)
+            .unless("form", self.form, d.form)
     }
 
     fn arity(&self) -> (usize, usize) {
@@ -86,13 +112,25 @@ impl Operator for AdamW {
         &[(0, 0), (1, 2), (2, 3)]
     }
 
-    /// The step, and parameter and gradient if they are not row-major f32, as such.
+    /// Parameter and gradient as row-major f32 if they are not; for PyTorch's fused kernel the step
+    /// as such. PEFT's form has no fused kernel: numbers, and a gradient's size for what becomes the
+    /// change.
     fn scratch(&self, operands: &[(&TensorType, &Layout)], _: &[&TensorType]) -> u64 {
+        let (param, grad) = (operands[0], operands[1]);
+        let f32 = DType::F32.size();
         let as_f32 = |x: (&TensorType, &Layout)| match x.0.dtype {
             DType::F32 => super::row_major(x),
             _ => super::bytes_as(DType::F32, x.0),
         };
-        pieces([DType::F32.size(), as_f32(operands[0]), as_f32(operands[1])])
+        match self.form {
+            AdamWForm::Torch => pieces([f32, as_f32(param), as_f32(grad)]),
+            AdamWForm::Peft => {
+                let decay = (self.weight_decay.0 != 0.0).then_some(f32);
+                let change = super::bytes_as(DType::F32, grad.0);
+                let numbers = [DType::F64.size(); 5].into_iter().chain([f32; 4]);
+                pieces(numbers.chain(decay).chain([as_f32(param), change]))
+            }
+        }
     }
 
     fn flops(&self, operands: &[&TensorType], _: &[&TensorType]) -> u64 {
@@ -124,21 +162,37 @@ impl AdamW {
             p.minus(one, power)
         };
         let (c1, c2) = (correction(p, self.beta1.0)?, correction(p, self.beta2.0)?);
-        let v_hat = p.over(v, c2)?;
-        let root = p.unary(UnaryKind::Sqrt, v_hat)?;
+        let rate = p.over(lr, c1)?;
+        let (second, rate) = match self.form {
+            AdamWForm::Torch => (p.over(v, c2)?, rate),
+            AdamWForm::Peft => {
+                let root = p.unary(UnaryKind::Sqrt, c2)?;
+                (v, p.times(rate, root)?)
+            }
+        };
+        let root = p.unary(UnaryKind::Sqrt, second)?;
         let eps = p.scalar(DType::F32, self.eps.0)?;
         let denominator = p.plus(root, eps)?;
-        let rate = p.over(lr, c1)?;
         let ratio = p.over(m, denominator)?;
         let change = p.times(ratio, rate)?;
-        let decayed = if self.weight_decay.0 == 0.0 {
-            param
-        } else {
+        let decayed = |p: &mut Patch<'_>, param: ValueId| {
+            if self.weight_decay.0 == 0.0 {
+                return Ok(param);
+            }
             let decay = p.scaled(lr, self.weight_decay.0)?;
             let keep = p.minus(one, decay)?;
-            p.times(param, keep)?
+            p.times(param, keep)
         };
-        let next = p.minus(decayed, change)?;
+        let next = match self.form {
+            AdamWForm::Torch => {
+                let param = decayed(p, param)?;
+                p.minus(param, change)?
+            }
+            AdamWForm::Peft => {
+                let next = p.minus(param, change)?;
+                decayed(p, next)?
+            }
+        };
         Ok([p.cast(next, dtype)?, m, v].into_iter().collect())
     }
 }
@@ -146,11 +200,22 @@ impl AdamW {
 pub(super) fn parse(name: &str, a: &mut AttrReader<'_>) -> Option<Result<Op, String>> {
     (name == "adamw").then(|| {
         let d = AdamW::default();
+        let form = match a.text("form") {
+            None => d.form,
+            Some(text) => {
+                let found = AdamWForm::NAMES.iter().find(|(_, name)| *name == text);
+                let found = found.map(|(form, _)| *form);
+                found.ok_or_else(|| {
+                    format!("attribute `form`: expected torch or peft, found `{text}`")
+                })?
+            }
+        };
         Ok(AdamW {
             beta1: a.float_or("beta1", d.beta1.0)?,
             beta2: a.float_or("beta2", d.beta2.0)?,
             eps: a.float_or("eps", d.eps.0)?,
             weight_decay: a.float_or("weight_decay", d.weight_decay.0)?,
+            form,
         }
         .into())
     })

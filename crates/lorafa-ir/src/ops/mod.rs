@@ -4,6 +4,7 @@
 //! memory behaviour, cost and reference semantics, as one [`Operator`] implementation. To add an
 //! op, write its file, then add it to [`Op`], to `as_operator` and to `PARSERS` below.
 
+mod accumulate;
 mod activation;
 mod adamw;
 pub mod attrs;
@@ -29,8 +30,9 @@ mod source;
 mod transpose;
 mod unary;
 
+pub use accumulate::{Accumulate, Blocks};
 pub use activation::{Activation, ActivationGrad, ActivationKind};
-pub use adamw::AdamW;
+pub use adamw::{AdamW, AdamWForm};
 pub use binary::{Binary, BinaryKind};
 pub use cast::Cast;
 pub use concat::Concat;
@@ -137,7 +139,7 @@ pub trait Operator {
         &[]
     }
 
-    /// Results that always overwrite an operand, as `(result, operand)`: optimizer updates.
+    /// Results that always overwrite an operand, as `(result, operand)`: optimizer updates, accumulators.
     fn updates(&self) -> &'static [(usize, usize)] {
         &[]
     }
@@ -268,6 +270,8 @@ ops! {
     Dropout(Dropout),
     /// Its gradient.
     DropoutGrad(DropoutGrad),
+    /// A gradient added to an accumulator.
+    Accumulate(Accumulate),
     /// One AdamW step of a parameter.
     AdamW(AdamW),
     /// An ONNX node that is carried along as it is.
@@ -298,6 +302,7 @@ const PARSERS: &[Parser] = &[
     layer_norm::parse,
     cross_entropy::parse,
     dropout::parse,
+    accumulate::parse,
     adamw::parse,
     onnx::parse,
 ];

@@ -73,6 +73,7 @@ pub const MNEMONICS: &[&str] = &[
     "cross_entropy_grad",
     "dropout",
     "dropout_grad",
+    "accumulate",
     "adamw",
     "onnx",
 ];

@@ -15,6 +15,8 @@ use Coverage::{Cases, Elsewhere, Refuses};
 const SOURCE: &str = "reads nothing";
 const DISCRETE: &str = "its result takes no values in between";
 /// Why no gradient op has a gradient.
+pub const LAST: &str = "is one of the last ops of a step";
+
 pub const SECOND_ORDER: &str = "is a gradient itself: there are no second derivatives";
 
 /// One operand, several axes, and none.

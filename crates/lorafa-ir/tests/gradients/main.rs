@@ -14,6 +14,7 @@ mod variants;
 use elementwise::{Coverage, ELEMENTWISE};
 use harness::{Case, close, evaluate};
 use lorafa_ir::grad::GradientError;
+use lorafa_ir::interp::Array;
 use lorafa_ir::ops::{Param, Role};
 use lorafa_ir::{Op, OutputKind};
 use mnemonics::MNEMONICS;
@@ -168,10 +169,30 @@ fn dropout_lets_through_what_survived() {
     close(&dx.data, &expected, "dropout");
 }
 
+/// What a formula for `p`, corrected moments and learning rate gives.
+type Next = fn(f64, [f64; 2], [f64; 2], f64) -> f64;
+
+const DECAY: f64 = 0.125;
+
 #[test]
 fn adamw_is_pytorchs() {
-    let (beta1, beta2, decay, lr, step) = (0.5, 0.75, 0.125, 0.25, 3);
-    let attrs = format!("{{beta1={beta1}, beta2={beta2}, weight_decay={decay}}}");
+    adamw("torch", |p, [m, v], [c1, c2], lr| {
+        p * (1.0 - lr * DECAY) - lr * (m / c1) / ((v / c2).sqrt() + 1e-2)
+    });
+}
+
+#[test]
+fn adamw_is_pefts() {
+    adamw("peft", |p, [m, v], [c1, c2], lr| {
+        let next = p - lr * c2.sqrt() / c1 * m / (v.sqrt() + 1e-2);
+        next + next * (-lr * DECAY)
+    });
+}
+
+fn adamw(form: &str, formula: Next) {
+    let (beta1, beta2, lr, step) = (0.5, 0.75, 0.25, 3);
+    let attrs =
+        format!("{{beta1={beta1}, beta2={beta2}, eps=0.01, weight_decay={DECAY}, form={form}}}");
     let text = format!("f32[3], f32[3], f32[3], +f32[3], i64[]=({step}), f32[]=({lr}) {attrs}");
     let mut case = Case::new("adamw", &text);
     let operands = case.graph.op(case.op).operands.clone();
@@ -186,9 +207,38 @@ fn adamw_is_pytorchs() {
         let (param, grad) = (at(0, i), at(1, i));
         let m = beta1 * at(2, i) + (1.0 - beta1) * grad;
         let v = beta2 * at(3, i) + (1.0 - beta2) * grad * grad;
-        let (m_hat, v_hat) = (m / (1.0 - beta1.powi(step)), v / (1.0 - beta2.powi(step)));
-        let next = param * (1.0 - lr * decay) - lr * m_hat / (v_hat.sqrt() + 1e-8);
+        let corrections = [beta1, beta2].map(|beta: f64| 1.0 - beta.powi(step));
+        let next = formula(param, [m, v], corrections, lr);
         let row = ["param", "m", "v"].map(|name| found[name].data[i]);
         close(&row, &[next, m, v], "adamw");
     }
+}
+
+/// Three micro-batches of 3, 1 and 4 labels: what the accumulator held before the first does not matter.
+#[test]
+fn accumulation_gives_the_mean_over_the_large_batch() {
+    let mut sum = vec![f64::NAN, f64::INFINITY];
+    let gradients = [[1.0, -2.0], [0.5, 4.0], [-3.0, 0.25]];
+    let counts = [3.0, 1.0, 4.0];
+    for (i, (gradient, count)) in gradients.iter().zip(counts).enumerate() {
+        let mut case = Case::new("accumulate", "f32[2], f32[2], f32[], f32[]");
+        let op = case.graph.op(case.op).clone();
+        let mut patch = case.graph.patch("case");
+        patch.output("sum", op.results[0], OutputKind::Value);
+        let keep = if i == 0 { 0.0 } else { 1.0 };
+        let data = [sum, gradient.to_vec(), vec![keep], vec![count / 8.0]];
+        for (operand, data) in op.operands.iter().zip(data) {
+            case.values.get_mut(operand).unwrap().data = data;
+        }
+        let operands: Vec<&Array> = op.operands.iter().map(|v| &case.values[v]).collect();
+        let own = op.kind.eval(&operands, &[case.graph.ty(op.results[0])]);
+        let own = own.unwrap()[0].data.clone();
+        sum = evaluate(case.graph, &case.values)["sum"].data.clone();
+        close(&own, &sum, "its own semantics and what it decomposes into");
+    }
+    let mean = |i: usize| {
+        let weighted = gradients.iter().zip(counts).map(|(g, n)| g[i] * n);
+        weighted.sum::<f64>() / 8.0
+    };
+    close(&sum, &[mean(0), mean(1)], "accumulate");
 }

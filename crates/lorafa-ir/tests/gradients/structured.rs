@@ -1,7 +1,7 @@
 //! For every other op, cases of its gradient or the reason why it has none.
 
 use crate::elementwise::Coverage::{self, Cases, Elsewhere, Refuses};
-use crate::elementwise::SECOND_ORDER;
+use crate::elementwise::{LAST, SECOND_ORDER};
 
 /// Two dimensions each, then batches that agree, broadcast, or are on one side only.
 const MATMUL: Coverage = Cases(&[
@@ -219,12 +219,10 @@ pub const STRUCTURED: &[(&str, Coverage)] = &[
         "dropout_grad",
         Refuses(SECOND_ORDER, "f64[2], bool[2] {ratio=0.5}"),
     ),
+    ("accumulate", Refuses(LAST, "f32[2], f32[2], f32[], f32[]")),
     (
         "adamw",
-        Refuses(
-            "is the last op of a step",
-            "f32[2], f32[2], f32[2], f32[2], i64[]=(1), f32[]",
-        ),
+        Refuses(LAST, "f32[2], f32[2], f32[2], f32[2], i64[]=(1), f32[]"),
     ),
     (
         "onnx",

@@ -56,6 +56,7 @@ fn rewrite(p: &mut Patch<'_>, op: &OpData) -> Option<Lowered> {
         | Op::CrossEntropyGrad(_)
         | Op::DropoutGrad(_)
         | Op::GatherGrad(_)
+        | Op::Accumulate(_)
         | Op::AdamW(_) => op.kind.decompose(p, &op.operands),
         Op::DimValue(dims) => {
             let numbers: Option<Vec<i64>> = dims.values.iter().map(Dim::known).collect();

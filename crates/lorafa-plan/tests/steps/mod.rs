@@ -5,7 +5,7 @@ mod ops;
 use std::collections::BTreeSet;
 
 use lorafa_ir::interp::Array;
-use lorafa_ir::ops::{AdamW, Param, Role};
+use lorafa_ir::ops::{Accumulate, AdamW, Param, Role};
 use lorafa_ir::{DType, Graph, Op, OutputKind, Patch, Region, Site, TensorType, ValueId};
 
 use crate::arena::Values;
@@ -186,6 +186,7 @@ impl Steps<'_> {
             self.values.insert(v, square);
             self.stand(Region::Backward);
             let grad = self.patch.scaled(param, 0.125).expect("a product");
+            let grad = self.accumulated(grad, &name, &shape, lr);
             let name = format!("grad::{name}");
             self.patch.output(name, grad, OutputKind::Gradient(param));
             self.stand(Region::Update);
@@ -198,6 +199,24 @@ impl Steps<'_> {
             let negative = lorafa_ir::ops::Unary(lorafa_ir::ops::UnaryKind::Neg);
             self.add(negative, &[flat.expect("a view")]);
         }
+    }
+
+    /// The gradient, or what it is added to.
+    fn accumulated(
+        &mut self,
+        grad: ValueId,
+        name: &str,
+        shape: &[i64],
+        weight: ValueId,
+    ) -> ValueId {
+        if self.rng.below(2) == 0 {
+            return grad;
+        }
+        let sum = self.param(&format!("{name}.grad"), Role::OptState, DType::F32, shape);
+        self.stand(Region::Backward);
+        let ins = [sum, grad, weight, weight];
+        let next = self.patch.add1(Accumulate.into(), &ins);
+        next.expect("a sum")
     }
 
     /// Outputs that no update overwrites.

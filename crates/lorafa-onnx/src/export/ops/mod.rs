@@ -55,6 +55,7 @@ pub(super) fn write(w: &mut Writer<'_>, op: &OpData) -> Result<(), ExportError> 
         | Op::CrossEntropyGrad(_)
         | Op::DropoutGrad(_)
         | Op::GatherGrad(_)
+        | Op::Accumulate(_)
         | Op::AdamW(_) => Err(w.refuse(op, "ONNX has no operator for it")),
     }
 }

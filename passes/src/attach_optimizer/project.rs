@@ -1,0 +1,94 @@
+//! The gradient of B as PEFT's LoRA-FA optimizer takes it.
+
+use super::{Trained, state};
+use crate::pass::PassError;
+use lorafa_ir::adapter::INVERSE;
+use lorafa_ir::{Adapter, DType, Patch, TensorType, ValueId};
+use std::collections::BTreeMap;
+
+/// What the gradients of adapters' B are multiplied by, by B.
+#[derive(Default)]
+pub(super) struct Projections(BTreeMap<ValueId, Projection>);
+
+struct Projection {
+    /// The parameter `pinv(A·Aᵀ + 1e-8·I)`.
+    inverse: ValueId,
+    /// The constant `1/scale²`, unless it is one.
+    factor: Option<ValueId>,
+}
+
+impl Projections {
+    /// Adds a parameter for each A whose B is trained; adapters that share A share it.
+    pub(super) fn new(patch: &mut Patch<'_>, trained: &[Trained]) -> Result<Self, PassError> {
+        let mut found = Projections::default();
+        let mut inverses: BTreeMap<ValueId, ValueId> = BTreeMap::new();
+        let mut factors: BTreeMap<u64, ValueId> = BTreeMap::new();
+        let adapters = patch.graph().adapters().to_vec();
+        let mut of_b: BTreeMap<ValueId, &Adapter> = BTreeMap::new();
+        for adapter in &adapters {
+            if trained.iter().all(|t| t.param != adapter.b) {
+                continue;
+            }
+            let first = *of_b.entry(adapter.b).or_insert(adapter);
+            if (first.a, first.scale) != (adapter.a, adapter.scale) {
+                return Err(PassError::Refused(format!(
+                    "the adapters of {} and {} have one B, but not one A and one scale: PEFT's \
+                     LoRA-FA optimizer has no step for it; use AdamW",
+                    first.module, adapter.module
+                )));
+            }
+            let inverse = match inverses.get(&adapter.a) {
+                Some(inverse) => *inverse,
+                None => self::inverse(patch, adapter)?,
+            };
+            inverses.insert(adapter.a, inverse);
+            let number = 1.0 / (adapter.scale.0 * adapter.scale.0);
+            if !number.is_finite() {
+                return Err(PassError::Refused(format!(
+                    "the adapter of {} has scale {}, and PEFT's LoRA-FA optimizer divides by its \
+                     square; use AdamW",
+                    adapter.module, adapter.scale
+                )));
+            }
+            let factor = match factors.get(&number.to_bits()) {
+                Some(factor) => Some(*factor),
+                None if number == 1.0 => None,
+                None => Some(patch.scalar(DType::F32, number)?),
+            };
+            factors.extend(factor.map(|factor| (number.to_bits(), factor)));
+            found.0.insert(adapter.b, Projection { inverse, factor });
+        }
+        Ok(found)
+    }
+
+    /// How many parameters are projected.
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// `1/scale² · gradient · inverse` in f32 for an adapter's B; other gradients as they are.
+    pub(super) fn apply(
+        &self,
+        patch: &mut Patch<'_>,
+        param: ValueId,
+        gradient: ValueId,
+    ) -> Result<ValueId, PassError> {
+        let Some(Projection { inverse, factor }) = self.0.get(&param) else {
+            return Ok(gradient);
+        };
+        let gradient = patch.cast(gradient, DType::F32)?;
+        let projected = patch.matmul(gradient, *inverse, false, false)?;
+        match factor {
+            Some(factor) => Ok(patch.times(projected, *factor)?),
+            None => Ok(projected),
+        }
+    }
+}
+
+fn inverse(patch: &mut Patch<'_>, adapter: &Adapter) -> Result<ValueId, PassError> {
+    let rank = i64::try_from(adapter.rank).unwrap_or(i64::MAX);
+    let ty = TensorType::new(DType::F32, [rank.into(), rank.into()]);
+    let name = patch.graph().param(adapter.a).map(|a| a.name.clone());
+    let name = name.unwrap_or_default();
+    Ok(state(patch, &format!("{INVERSE}{name}"), ty)?)
+}
