@@ -4,7 +4,7 @@
 //! `LORAFA_BENCH_BATCH` and `LORAFA_BENCH_SEQ` its sizes. Both programs run in turn, so that a slower moment of the
 //! machine hits both. Weights are random.
 
-use lorafa_exec::{Mode, Program};
+use lorafa_exec::{Mode, OpenDevice, Program};
 use lorafa_ir::Bindings;
 use lorafa_ir::ops::{AdamW, Role};
 use lorafa_onnx::external::ExternalStore;
@@ -57,7 +57,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let store = ExternalStore::new(file.folder());
     let mut programs = Vec::new();
     for (name, mode) in [("arena", Mode::Arena), ("separate", Mode::Separate)] {
-        let mut program = Program::compile(graph.clone(), &plan, mode)?;
+        let mut program = Program::compile(graph.clone(), &plan, mode, OpenDevice::CPU)?;
         program.load_random(&store, 0)?;
         for (_, param) in graph.params().filter(|(_, p)| p.name.contains("mask")) {
             let ones = vec![1.0; param.ty.elements().unwrap_or(0) as usize];

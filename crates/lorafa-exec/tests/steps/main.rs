@@ -10,7 +10,7 @@ mod training;
 use models::{METHODS, Model, compiled};
 use numbers::{Tensors, relative};
 
-use lorafa_exec::{Mode, Program};
+use lorafa_exec::{Mode, OpenDevice, Program};
 use lorafa_ir::DType;
 use lorafa_ir::OutputKind;
 use lorafa_onnx::dtype::{decode, encode};
@@ -27,7 +27,7 @@ const NOISE: f64 = 1e-9;
 /// A step of a model with its weights and PyTorch's batch.
 fn start(model: &Model, graph: &Arc<lorafa_ir::Graph>, answers: &Tensors, mode: Mode) -> Program {
     let plan = lorafa_plan::plan(graph).unwrap();
-    let mut program = Program::compile(graph.clone(), &plan, mode)
+    let mut program = Program::compile(graph.clone(), &plan, mode, OpenDevice::CPU)
         .unwrap_or_else(|error| panic!("{}: {error}", model.name));
     program.load(&ExternalStore::new(&model.folder)).unwrap();
     let names: Vec<String> = program.params().map(str::to_string).collect();
