@@ -39,14 +39,6 @@ fn lines(errors: &[ExecError]) -> String {
     })
 }
 
-fn in_module(module: &str) -> String {
-    if module.is_empty() {
-        String::new()
-    } else {
-        format!(" (module {module})")
-    }
-}
-
 /// Why a step could not be compiled, filled or run. Ops are named by their line in the text form.
 #[derive(Debug, thiserror::Error)]
 pub enum ExecError {
@@ -122,9 +114,9 @@ pub enum ExecError {
         by: String,
     },
     /// A number that is none, or infinite, made of numbers that were finite.
-    #[error("{what}{}: {found}", in_module(.module))]
+    #[error("{what}: {found}")]
     NotFinite {
-        /// The op's line, or the parameter.
+        /// The op's line, which says its module, or the parameter.
         what: String,
         /// The module that the op belongs to; empty if unknown.
         module: String,

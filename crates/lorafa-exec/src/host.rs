@@ -1,7 +1,7 @@
 //! What Linux says about the processor and its memory.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 fn read(path: impl AsRef<Path>) -> Result<String, String> {
     let path = path.as_ref();
@@ -79,7 +79,7 @@ fn groups(list: &str) -> Vec<(u64, u64)> {
     found
 }
 
-fn group_memory(files: &Files, group: &PathBuf) -> Option<(u64, u64)> {
+fn group_memory(files: &Files, group: &Path) -> Option<(u64, u64)> {
     let number_in = |name| read(group.join(name)).ok()?.trim().parse::<u64>().ok();
     // `max` is no number, and no limit.
     let limit = number_in(files.limit)?;

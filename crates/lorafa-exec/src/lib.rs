@@ -20,6 +20,7 @@
 //! | fill parameters, read outputs | `program`; what fills parameters is [`lorafa_onnx::export::weights::values`] |
 //! | run a step, part of one, or measure one | `run` |
 //! | hold measured memory against the plan | `trace` |
+//! | find what is not finite | `finite` |
 //! | know what an op calls | `kernels`, one op family a file as in [`lorafa_ir::ops`] |
 //! | move bytes between host and device | `transfer`, and nowhere else |
 //! | call libtorch | `shim`: the dispatcher, inference mode, the allocation tracer, CUDA |
@@ -33,6 +34,8 @@ mod compile;
 pub mod device;
 #[cfg(feature = "torch")]
 pub mod error;
+#[cfg(feature = "torch")]
+mod finite;
 #[cfg(feature = "torch")]
 mod host;
 #[cfg(feature = "torch")]

@@ -44,7 +44,7 @@ pub(crate) enum Part {
 }
 
 impl Part {
-    fn has(self, step: &Step) -> bool {
+    pub(crate) fn has(self, step: &Step) -> bool {
         match self {
             Part::Step => step.trains(),
             Part::MicroStep => step.trains() && step.region < Region::Update,
@@ -83,7 +83,7 @@ impl Program {
         let updates = |op: &&OpId| !self.graph.op(**op).kind.updates().is_empty();
         if let Some(op) = self.ops.iter().filter(forward).find(updates) {
             return Err(ExecError::Unsupported {
-                line: OpDisplay(&self.graph, *op).to_string(),
+                line: self.line_of(*op),
                 why: "it updates a parameter in the forward pass, which evaluation must not".into(),
             });
         }
@@ -141,10 +141,15 @@ impl Program {
                 after(self.steps[index].position)?;
             }
         }
+        self.count(part);
+        Ok(())
+    }
+
+    /// Counts a run that trains.
+    pub(crate) fn count(&mut self, part: Part) {
         if part != Part::Evaluation {
             self.runs += 1;
         }
-        Ok(())
     }
 
     /// Runs one task.
@@ -166,7 +171,12 @@ impl Program {
     /// The op at a position, in the text form.
     pub(crate) fn line(&self, position: u32) -> String {
         let op = self.ops.get(position as usize);
-        op.map_or_else(String::new, |op| OpDisplay(&self.graph, *op).to_string())
+        op.map_or_else(String::new, |op| self.line_of(*op))
+    }
+
+    /// An op in the text form.
+    pub(crate) fn line_of(&self, op: OpId) -> String {
+        OpDisplay(&self.graph, op).to_string()
     }
 }
 
