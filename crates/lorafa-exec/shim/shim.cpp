@@ -1,19 +1,23 @@
-// What tch lacks: any ATen operator through the dispatcher, inference mode, and a record of allocations.
+// What tch lacks: any ATen operator through the dispatcher, inference mode, a record of allocations, and CUDA opened at
+// run time, with its statistics. Nothing here needs CUDA's headers.
 //
 // No exception leaves a function of this file. One that can fail returns false (or null) and leaves the message
 // for `lorafa_error`, which is of this thread and good until the next failure.
 
 #include <ATen/Context.h>
+#include <ATen/DeviceAccelerator.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/stack.h>
 #include <c10/core/Allocator.h>
 #include <c10/core/InferenceMode.h>
 #include <c10/util/ThreadLocalDebugInfo.h>
+#include <dlfcn.h>
 
 #include <algorithm>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <utility>
 #include <vector>
@@ -49,7 +53,7 @@ bool push(void* call, T&& value) {
 
 // Bytes that libtorch's allocators gave and took on this thread since the last `lorafa_trace_take`.
 struct Tracer : c10::MemoryReportingInfoBase {
-    int64_t live = 0, peak = 0, allocated = 0, allocations = 0;
+    int64_t live = 0, start = 0, peak = 0, allocated = 0, allocations = 0;
 
     void reportMemoryUsage(void*, int64_t size, size_t, size_t, c10::Device) override {
         live += size;
@@ -141,19 +145,100 @@ void* lorafa_trace_start() {
     return tracer;
 }
 
-// Bytes allocated, number of allocations, most bytes live at once; counting begins anew.
+// Since the last time: bytes allocated, number of allocations, most bytes at once beyond those live then. Since the
+// start: most bytes at once in this stretch.
 void lorafa_trace_take(void* handle, int64_t* out) {
     auto& tracer = **static_cast<std::shared_ptr<Tracer>*>(handle);
     out[0] = tracer.allocated;
     out[1] = tracer.allocations;
-    out[2] = tracer.peak;
+    out[2] = tracer.peak - tracer.start;
+    out[3] = tracer.peak;
     tracer.allocated = tracer.allocations = 0;
-    tracer.peak = tracer.live = 0;
+    tracer.start = tracer.peak = tracer.live;
 }
 
 void lorafa_trace_stop(void* handle) {
     guarded([] { c10::ThreadLocalDebugInfo::_pop(c10::DebugInfoKind::PROFILER_STATE); });
     delete static_cast<std::shared_ptr<Tracer>*>(handle);
+}
+
+// Opens libtorch_cuda, which lies next to libtorch_cpu; what it registers makes CUDA known to libtorch. libtorch looks
+// for that once, the first time anything asks about CUDA.
+bool lorafa_cuda_open() {
+    return guarded([] {
+        Dl_info cpu;
+        // An object of libtorch_cpu itself.
+        TORCH_CHECK(dladdr(&at::globalContext(), &cpu) != 0 && cpu.dli_fname, "libtorch_cpu is not found");
+        std::string path = cpu.dli_fname;
+        path.replace(path.rfind('/') + 1, std::string::npos, "libtorch_cuda.so");
+        // It stays open, as what it registered points into it.
+        if (!dlopen(path.c_str(), RTLD_NOW | RTLD_GLOBAL)) {
+            const char* why = dlerror();
+            TORCH_CHECK(false, why ? why : path.c_str());
+        }
+    });
+}
+
+// Starts CUDA, allocator included, and counts its devices.
+bool lorafa_cuda_devices(int64_t* count) {
+    return guarded([&] {
+        at::globalContext().lazyInitDevice(c10::DeviceType::CUDA);
+        *count = at::globalContext().getAcceleratorHooksInterface(c10::DeviceType::CUDA).deviceCount();
+    });
+}
+
+// The name of a CUDA device, as the driver has it. libtorch's own way to it takes CUDA's headers.
+bool lorafa_cuda_name(int64_t index, char* out, size_t size) {
+    return guarded([&] {
+        void* driver = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_NOLOAD);
+        TORCH_CHECK(driver, "there is no driver");
+        auto get = reinterpret_cast<int (*)(int*, int)>(dlsym(driver, "cuDeviceGet"));
+        auto name = reinterpret_cast<int (*)(char*, int, int)>(dlsym(driver, "cuDeviceGetName"));
+        int device = 0;
+        bool found = get && name && get(&device, static_cast<int>(index)) == 0 &&
+                     name(out, static_cast<int>(size), device) == 0;
+        dlclose(driver);
+        TORCH_CHECK(found, "the driver does not know it");
+    });
+}
+
+// Free and total bytes of a CUDA device.
+bool lorafa_memory(int64_t index, int64_t* out) {
+    return guarded([&] {
+        auto [free, total] = at::getDeviceAllocator(c10::DeviceType::CUDA)->getMemoryInfo(c10::DeviceIndex(index));
+        out[0] = static_cast<int64_t>(free);
+        out[1] = static_cast<int64_t>(total);
+    });
+}
+
+// Most bytes allocated and reserved by libtorch's allocator of a CUDA device.
+bool lorafa_peaks(int64_t index, int64_t* out) {
+    return guarded([&] {
+        auto stats = at::getDeviceAllocator(c10::DeviceType::CUDA)->getDeviceStats(c10::DeviceIndex(index));
+        auto all = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+        out[0] = stats.allocated_bytes[all].peak;
+        out[1] = stats.reserved_bytes[all].peak;
+    });
+}
+
+bool lorafa_reset_peaks(int64_t index) {
+    return guarded([&] { at::getDeviceAllocator(c10::DeviceType::CUDA)->resetPeakStats(c10::DeviceIndex(index)); });
+}
+
+// Waits for all that was asked of a CUDA device.
+bool lorafa_synchronize(int64_t index) {
+    return guarded([&] { at::accelerator::synchronizeDevice(c10::DeviceIndex(index)); });
+}
+
+// Seeds a CUDA device's random numbers, or the CPU's for -1. `at::manual_seed` would ask about CUDA.
+bool lorafa_seed(int64_t index, uint64_t seed) {
+    return guarded([&] {
+        auto device = index < 0 ? c10::Device(c10::DeviceType::CPU)
+                                : c10::Device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(index));
+        auto generator = at::globalContext().defaultGenerator(device);
+        std::lock_guard<std::mutex> lock(generator.mutex());
+        generator.set_current_seed(seed);
+    });
 }
 
 }  // extern "C"

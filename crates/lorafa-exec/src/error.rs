@@ -1,6 +1,43 @@
 //! Why a step could not be compiled or run.
 
+use std::fmt::Write as _;
+
 use lorafa_onnx::export::ExportError;
+
+use crate::device::Device;
+
+/// What a number is that is not finite.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NonFinite {
+    /// No number.
+    Nan,
+    /// Infinite, of either sign.
+    Infinity,
+}
+
+impl std::fmt::Display for NonFinite {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            NonFinite::Nan => "NaN",
+            NonFinite::Infinity => "an infinity",
+        })
+    }
+}
+
+fn parameters(count: usize) -> String {
+    match count {
+        1 => "a parameter".into(),
+        n => format!("{n} parameters"),
+    }
+}
+
+fn lines(errors: &[ExecError]) -> String {
+    errors.iter().fold(String::new(), |mut text, error| {
+        // Writing to a string does not fail.
+        let _ = write!(text, "\n  {error}");
+        text
+    })
+}
 
 /// Why a step could not be compiled, filled or run. Ops are named by their line in the text form.
 #[derive(Debug, thiserror::Error)]
@@ -40,14 +77,52 @@ pub enum ExecError {
         message: String,
     },
     /// The arena does not fit into memory.
-    #[error("no memory for {bytes} B")]
+    #[error("no memory for {bytes} B on {device}: {why}")]
     OutOfMemory {
+        /// Where.
+        device: Device,
         /// What was asked for.
         bytes: u64,
+        /// What the allocator says.
+        why: String,
     },
+    /// A device cannot be used, or does not say what it was asked.
+    #[error("{device}: {why}")]
+    Device {
+        /// The device.
+        device: Device,
+        /// What is wrong, and the remedy.
+        why: String,
+    },
+    /// No name of a device.
+    #[error("`{0}` is no device; expected `cpu`, `cuda` or `cuda:N`")]
+    NoDevice(String),
     /// Values of a parameter could not be had.
     #[error(transparent)]
     Weights(#[from] ExportError),
+    /// Parameters that could not be filled, all of them.
+    #[error("{} could not be filled:{}", parameters(.0.len()), lines(.0))]
+    Parameters(Vec<ExecError>),
+    /// A step took other memory than was planned.
+    #[error("the plan's peak is {planned} B, the step's {measured} B: {by}")]
+    Memory {
+        /// Bytes that were planned.
+        planned: u64,
+        /// Bytes that the step took at its peak.
+        measured: u64,
+        /// The op that allocated, and how much.
+        by: String,
+    },
+    /// A number that is none, or infinite, made of numbers that were finite.
+    #[error("{what}: {found}")]
+    NotFinite {
+        /// The op's line, which says its module, or the parameter.
+        what: String,
+        /// The module that the op belongs to; empty if unknown.
+        module: String,
+        /// Which of the two.
+        found: NonFinite,
+    },
     /// There is no parameter or output of this name.
     #[error("the step has no {what} `{name}`")]
     Unknown {

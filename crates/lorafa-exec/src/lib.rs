@@ -10,23 +10,34 @@
 //! There is no autograd: the backward pass is in the graph. A `Program` is compiled once. It holds one allocation of
 //! exactly the bytes that the plan counts and calls of ATen's out-variant kernels, whose operands and results are views
 //! at the planned offsets. A step runs the calls one after the other and allocates nothing; `Program::step_traced`
-//! measures that it does not.
+//! measures that it does not. One build runs on the CPU and on CUDA, whose part of libtorch is opened when it is asked
+//! for.
 //!
 //! | to | go to |
 //! |---|---|
-//! | compile and run a step | `program` |
+//! | choose a device, ask for its memory | `device`; `host` knows what Linux says of the CPU's |
+//! | compile a step | `compile` |
+//! | fill parameters, read outputs | `program`; what fills parameters is [`lorafa_onnx::export::weights::values`] |
+//! | run a step, part of one, or measure one | `run` |
+//! | hold measured memory against the plan | `trace` |
+//! | find what is not finite | `finite` |
 //! | know what an op calls | `kernels`, one op family a file as in [`lorafa_ir::ops`] |
-//! | know what fills the parameters | [`lorafa_onnx::export::weights::values`] |
-//! | fill what PEFT's LoRA-FA optimizer needs of A | `inverse` |
-//! | call libtorch | `shim`: the dispatcher, inference mode, the allocation tracer |
+//! | move bytes between host and device | `transfer`, and nowhere else |
+//! | call libtorch | `shim`: the dispatcher, inference mode, the allocation tracer, CUDA |
 //!
 //! Needs libtorch and the cargo feature `torch`; `setup.sh` installs the one and prints the `LIBTORCH` to build with.
 //! Without the feature this crate is empty.
 
 #[cfg(feature = "torch")]
+mod compile;
+#[cfg(feature = "torch")]
+pub mod device;
+#[cfg(feature = "torch")]
 pub mod error;
 #[cfg(feature = "torch")]
-pub mod inverse;
+mod finite;
+#[cfg(feature = "torch")]
+mod host;
 #[cfg(feature = "torch")]
 mod kernels;
 #[cfg(feature = "torch")]
@@ -34,13 +45,21 @@ mod memory;
 #[cfg(feature = "torch")]
 pub mod program;
 #[cfg(feature = "torch")]
+mod run;
+#[cfg(feature = "torch")]
 mod shim;
+#[cfg(feature = "torch")]
+pub mod trace;
+#[cfg(feature = "torch")]
+mod transfer;
 #[cfg(feature = "torch")]
 mod view;
 
 #[cfg(feature = "torch")]
-pub use error::ExecError;
+pub use device::{Device, DeviceMemory, OpenDevice, Peaks};
 #[cfg(feature = "torch")]
-pub use inverse::write_inverses;
+pub use error::{ExecError, NonFinite};
 #[cfg(feature = "torch")]
-pub use program::{Allocation, Mode, Program, Trace};
+pub use program::{Mode, Program};
+#[cfg(feature = "torch")]
+pub use trace::{Allocation, Trace};

@@ -26,6 +26,14 @@ unsafe extern "C" {
     fn lorafa_trace_start() -> *mut c_void;
     fn lorafa_trace_take(tracer: *mut c_void, out: *mut i64);
     fn lorafa_trace_stop(tracer: *mut c_void);
+    fn lorafa_cuda_open() -> bool;
+    fn lorafa_cuda_devices(count: *mut i64) -> bool;
+    fn lorafa_cuda_name(index: i64, out: *mut c_char, size: usize) -> bool;
+    fn lorafa_memory(index: i64, out: *mut i64) -> bool;
+    fn lorafa_peaks(index: i64, out: *mut i64) -> bool;
+    fn lorafa_reset_peaks(index: i64) -> bool;
+    fn lorafa_synchronize(index: i64) -> bool;
+    fn lorafa_seed(index: i64, seed: u64) -> bool;
 }
 
 /// What the shim says about the failure that it just reported.
@@ -66,11 +74,8 @@ impl Call {
             call.push(*arg)?;
         }
         // SAFETY: `call` is alive.
-        if unsafe { lorafa_call_check(call.0.as_ptr()) } {
-            Ok(call)
-        } else {
-            Err(last_error())
-        }
+        checked(unsafe { lorafa_call_check(call.0.as_ptr()) })?;
+        Ok(call)
     }
 
     fn push(&self, arg: Arg<'_>) -> Result<(), String> {
@@ -99,7 +104,7 @@ impl Call {
                 Arg::None => lorafa_push_none(call),
             }
         };
-        if pushed { Ok(()) } else { Err(last_error()) }
+        checked(pushed)
     }
 
     /// Runs it.
@@ -108,11 +113,7 @@ impl Call {
     /// The memory that its tensors are views of is still there, and nobody else uses it meanwhile.
     pub(crate) unsafe fn run(&self) -> Result<(), String> {
         // SAFETY: `self` is alive and has as many arguments as its operator takes; the caller vouches for the memory.
-        if unsafe { lorafa_call_run(self.0.as_ptr()) } {
-            Ok(())
-        } else {
-            Err(last_error())
-        }
+        checked(unsafe { lorafa_call_run(self.0.as_ptr()) })
     }
 }
 
@@ -147,8 +148,10 @@ impl Drop for InferenceMode {
 pub(crate) struct Traced {
     pub bytes: u64,
     pub allocations: u64,
-    /// Most bytes at once.
+    /// Most bytes at once, without what was there before.
     pub peak: u64,
+    /// Most bytes at once, with what was allocated since the tracer started.
+    pub held: u64,
 }
 
 /// While it lives, counts what libtorch allocates on this thread.
@@ -164,14 +167,15 @@ impl Tracer {
 
     /// What was allocated since the last reading.
     pub(crate) fn take(&self) -> Traced {
-        let mut out = [0i64; 3];
-        // SAFETY: `self` is alive and there is room for three numbers.
+        let mut out = [0i64; 4];
+        // SAFETY: `self` is alive and there is room for four numbers.
         unsafe { lorafa_trace_take(self.0.as_ptr(), out.as_mut_ptr()) };
-        let [bytes, allocations, peak] = out.map(|n| n.max(0).unsigned_abs());
+        let [bytes, allocations, peak, held] = out.map(|n| n.max(0).unsigned_abs());
         Traced {
             bytes,
             allocations,
             peak,
+            held,
         }
     }
 }
@@ -181,4 +185,68 @@ impl Drop for Tracer {
         // SAFETY: it came from `lorafa_trace_start` on this thread.
         unsafe { lorafa_trace_stop(self.0.as_ptr()) }
     }
+}
+
+fn checked(done: bool) -> Result<(), String> {
+    if done { Ok(()) } else { Err(last_error()) }
+}
+
+/// Opens libtorch's CUDA part; at once if it is open.
+pub(crate) fn open_cuda() -> Result<(), String> {
+    // SAFETY: no preconditions.
+    checked(unsafe { lorafa_cuda_open() })
+}
+
+/// Starts CUDA and counts its devices.
+pub(crate) fn cuda_devices() -> Result<u64, String> {
+    let mut count = 0;
+    // SAFETY: there is room for a number.
+    checked(unsafe { lorafa_cuda_devices(&mut count) })?;
+    Ok(count.max(0).unsigned_abs())
+}
+
+/// What a CUDA device is called.
+pub(crate) fn cuda_name(index: i64) -> Option<String> {
+    let mut name = [0u8; 256];
+    // SAFETY: there is room for as many bytes as it says.
+    checked(unsafe { lorafa_cuda_name(index, name.as_mut_ptr().cast(), name.len()) }).ok()?;
+    let name = CStr::from_bytes_until_nul(&name).ok()?;
+    Some(name.to_string_lossy().into_owned())
+}
+
+fn pair(read: impl FnOnce(*mut i64) -> bool) -> Result<(u64, u64), String> {
+    let mut out = [0i64; 2];
+    checked(read(out.as_mut_ptr()))?;
+    let [a, b] = out.map(|n| n.max(0).unsigned_abs());
+    Ok((a, b))
+}
+
+/// Free and total bytes of an open CUDA device.
+pub(crate) fn memory(index: i64) -> Result<(u64, u64), String> {
+    // SAFETY: there is room for two numbers.
+    pair(|out| unsafe { lorafa_memory(index, out) })
+}
+
+/// Most bytes allocated and reserved on an open CUDA device.
+pub(crate) fn peaks(index: i64) -> Result<(u64, u64), String> {
+    // SAFETY: there is room for two numbers.
+    pair(|out| unsafe { lorafa_peaks(index, out) })
+}
+
+/// Counts an open CUDA device's peaks from now on.
+pub(crate) fn reset_peaks(index: i64) -> Result<(), String> {
+    // SAFETY: no preconditions.
+    checked(unsafe { lorafa_reset_peaks(index) })
+}
+
+/// Waits for an open CUDA device.
+pub(crate) fn synchronize(index: i64) -> Result<(), String> {
+    // SAFETY: no preconditions.
+    checked(unsafe { lorafa_synchronize(index) })
+}
+
+/// Seeds the random numbers of an open CUDA device, or the CPU's for -1.
+pub(crate) fn seed(index: i64, seed: u64) -> Result<(), String> {
+    // SAFETY: no preconditions.
+    checked(unsafe { lorafa_seed(index, seed) })
 }

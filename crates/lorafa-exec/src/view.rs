@@ -4,8 +4,9 @@
 
 use lorafa_ir::DType;
 use lorafa_ir::layout::{Axes, Layout};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
+use crate::device::OpenDevice;
 use crate::error::KernelError;
 
 /// Elements in memory, as a kernel sees them.
@@ -143,14 +144,24 @@ impl View {
     }
 
     /// As a tensor, which does not keep the memory alive.
-    pub(crate) fn tensor(&self) -> Result<Tensor, KernelError> {
-        let kind = kind(self.dtype)?;
+    pub(crate) fn tensor(&self, device: OpenDevice) -> Result<Tensor, KernelError> {
+        let tensor = self.tensor_of(kind(self.dtype)?, device);
+        tensor.map_err(KernelError::Torch)
+    }
+
+    /// As a tensor of another element type of the same size.
+    pub(crate) fn tensor_of(&self, kind: Kind, device: OpenDevice) -> Result<Tensor, String> {
         let as_i64 = |axes: &Axes| axes.iter().map(|n| *n as i64).collect::<Vec<i64>>();
         let (shape, strides) = (as_i64(&self.layout.shape), as_i64(&self.layout.strides));
-        // SAFETY: the tensor is used only in calls, which are run while the program's memory is alive.
-        let tensor =
-            unsafe { Tensor::f_from_blob(self.address(), &shape, &strides, kind, Device::Cpu) };
-        tensor.map_err(|error| KernelError::Torch(error.to_string()))
+        let device = device.torch();
+        let tensor = if self.elements() == 0 {
+            // Its place may be the end of the memory, which CUDA does not know.
+            Tensor::f_empty(&shape, (kind, device))
+        } else {
+            // SAFETY: the tensor is used only in calls, which are run while the program's memory is alive.
+            unsafe { Tensor::f_from_blob(self.address(), &shape, &strides, kind, device) }
+        };
+        tensor.map_err(|error| error.to_string())
     }
 
     /// The bytes of elements in row-major order.

@@ -1,11 +1,14 @@
 //! `dropout` and its gradient.
 //!
 //! Masks are drawn by counting: an element's fate depends on the op's seed, the step's number and the element's place,
-//! and on nothing that ran before. A step that is run again drops the same elements.
+//! and on nothing that ran before. A step that is run again drops the same elements. They are drawn on the host and
+//! copied to where the step runs, so that a step drops the same elements on every device.
+//!
+//! Where only the loss is evaluated, dropout gives its operand and a mask of ones.
 
 use lorafa_ir::ops::{Dropout, DropoutGrad};
 
-use super::{Cx, Emitted, Task};
+use super::{Cx, Emitted, When, Work};
 use crate::view::View;
 
 /// A mask to draw: one byte an element, 1 for what survives.
@@ -19,10 +22,12 @@ pub(crate) struct Mask {
 }
 
 impl Mask {
-    /// Whether an element survives a step.
-    pub(crate) fn keeps(&self, step: u64, element: u64) -> bool {
+    /// The mask of a step.
+    pub(crate) fn draw(&self, step: u64, bytes: &mut [u8]) {
         let stream = mix(mix(self.seed) ^ step);
-        mix(stream ^ element) >> 32 >= self.least
+        for (element, byte) in (0u64..).zip(bytes) {
+            *byte = u8::from(mix(stream ^ element) >> 32 >= self.least);
+        }
     }
 }
 
@@ -36,7 +41,11 @@ fn mix(n: u64) -> u64 {
 
 pub(super) fn forward(op: Dropout, cx: &mut Cx<'_>) -> Emitted {
     let mask = cx.outs[1].clone();
-    cx.tasks.push(Task::Mask(Mask {
+    cx.when(When::Evaluation);
+    cx.fill(&mask, 1.0)?;
+    cx.copy(&cx.outs[0], &cx.ins[0])?;
+    cx.when(When::Training);
+    cx.push(Work::Mask(Mask {
         out: mask.clone(),
         seed: op.seed as u64,
         least: (op.ratio.0 * (1u64 << 32) as f64).round() as u64,

@@ -43,6 +43,7 @@ use lorafa_ir::{DType, Op};
 use lorafa_plan::Scratch;
 use tch::Tensor;
 
+use crate::device::OpenDevice;
 use crate::error::KernelError;
 use crate::shim::{Arg, Call};
 use crate::view::{View, code};
@@ -51,11 +52,29 @@ pub(crate) use dropout::Mask;
 
 /// One thing that a program does.
 #[derive(Debug)]
-pub(crate) enum Task {
+pub(crate) struct Task {
+    pub work: Work,
+    pub when: When,
+}
+
+/// What a task does.
+#[derive(Debug)]
+pub(crate) enum Work {
     /// Calls libtorch.
     Call(Call),
     /// Draws a mask.
     Mask(Mask),
+}
+
+/// Which runs a task belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum When {
+    /// All that the op is part of.
+    Always,
+    /// Those that train.
+    Training,
+    /// Those that only evaluate the loss.
+    Evaluation,
 }
 
 /// Whether a kernel could be set up.
@@ -67,8 +86,11 @@ pub(crate) struct Cx<'a> {
     pub outs: &'a [View],
     /// For operands that are scalar constants, their value.
     pub constants: &'a [Option<f64>],
+    /// Where everything lies.
+    pub device: OpenDevice,
     scratch: Option<(*mut u8, Scratch)>,
     used: u64,
+    when: When,
     tasks: &'a mut Vec<Task>,
 }
 
@@ -97,16 +119,30 @@ impl<'a> Cx<'a> {
         outs: &'a [View],
         constants: &'a [Option<f64>],
         scratch: Option<(*mut u8, Scratch)>,
+        device: OpenDevice,
         tasks: &'a mut Vec<Task>,
     ) -> Self {
         Cx {
             ins,
             outs,
             constants,
+            device,
             scratch,
             used: 0,
+            when: When::Always,
             tasks,
         }
+    }
+
+    /// The runs that what follows belongs to.
+    pub(crate) fn when(&mut self, when: When) {
+        self.when = when;
+    }
+
+    /// Does something.
+    pub(crate) fn push(&mut self, work: Work) {
+        let when = self.when;
+        self.tasks.push(Task { work, when });
     }
 
     /// Bytes of scratch that the kernel took.
@@ -134,8 +170,11 @@ impl<'a> Cx<'a> {
         let mut tensors: Vec<Vec<Tensor>> = Vec::with_capacity(args.len());
         for arg in args {
             tensors.push(match arg {
-                In::View(view) => vec![view.tensor()?],
-                In::Views(views) => views.iter().map(|v| v.tensor()).collect::<Result<_, _>>()?,
+                In::View(view) => vec![view.tensor(self.device)?],
+                In::Views(views) => {
+                    let tensors = views.iter().map(|view| view.tensor(self.device));
+                    tensors.collect::<Result<_, _>>()?
+                }
                 _ => Vec::new(),
             });
         }
@@ -152,7 +191,7 @@ impl<'a> Cx<'a> {
         let args: Vec<Arg<'_>> = args.collect();
         let name = format!("aten::{name}");
         let call = Call::new(&name, overload, &args).map_err(KernelError::Torch)?;
-        self.tasks.push(Task::Call(call));
+        self.push(Work::Call(call));
         Ok(())
     }
 
@@ -275,10 +314,14 @@ impl<'a> Cx<'a> {
     }
 }
 
-/// Fills a weight with numbers of a size that keeps a step finite.
-pub(crate) fn random(weight: &View, name: &str) -> Result<Task, KernelError> {
+/// What fills a weight with numbers of a size that keeps a step finite, on the device.
+pub(crate) fn random(
+    weight: &View,
+    name: &str,
+    device: OpenDevice,
+) -> Result<Vec<Task>, KernelError> {
     let mut tasks = Vec::new();
-    let mut cx = Cx::new(&[], &[], &[], None, &mut tasks);
+    let mut cx = Cx::new(&[], &[], &[], None, device, &mut tasks);
     if weight.rank() > 1 && weight.dtype.is_float() {
         let (mean, deviation) = (In::Double(0.0), In::Double(0.02));
         cx.call("normal_", "", &[weight.into(), mean, deviation, In::None])?;
@@ -286,8 +329,7 @@ pub(crate) fn random(weight: &View, name: &str) -> Result<Task, KernelError> {
         let zero = name.ends_with("bias") || !weight.dtype.is_float();
         cx.fill(weight, f64::from(u8::from(!zero)))?;
     }
-    let task = tasks.pop();
-    task.ok_or_else(|| KernelError::Unsupported("nothing to draw".into()))
+    Ok(tasks)
 }
 
 /// Sets up an op's kernel.

@@ -20,7 +20,7 @@ mod steps;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use lorafa_exec::{ExecError, Mode, Program};
+use lorafa_exec::{ExecError, Mode, OpenDevice, Program};
 use lorafa_ir::interp::Array;
 use lorafa_ir::text::OpDisplay;
 use lorafa_ir::{Graph, Op, ValueId};
@@ -31,7 +31,7 @@ use lorafa_plan::{Plan, plan};
 pub type Values = BTreeMap<String, Array>;
 
 fn compile(graph: &Arc<Graph>, plan: &Plan, mode: Mode) -> Result<Program, ExecError> {
-    Program::compile(graph.clone(), plan, mode)
+    Program::compile(graph.clone(), plan, mode, OpenDevice::CPU)
 }
 
 fn feed(program: &mut Program, graph: &Graph, values: &arena::Values) {

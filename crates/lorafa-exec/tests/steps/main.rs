@@ -1,8 +1,10 @@
-//! Whole training steps against PyTorch's answers: loss, gradients, AdamW, and what libtorch allocated meanwhile.
+//! Whole training steps against PyTorch's answers: loss, gradients, AdamW, and the memory they take.
 //!
 //! `LORAFA_EXTRA_MODELS` names a folder of more models with their answers.
 #![cfg(feature = "torch")]
 
+mod finite;
+mod memory;
 mod models;
 mod numbers;
 mod optimizer;
@@ -11,12 +13,10 @@ mod training;
 use models::{METHODS, Model, compiled};
 use numbers::{Tensors, relative};
 
-use lorafa_exec::{Mode, Program};
-use lorafa_ir::DType;
+use lorafa_exec::{Mode, OpenDevice, Program};
 use lorafa_ir::OutputKind;
-use lorafa_onnx::dtype::{decode, encode};
+use lorafa_onnx::dtype::decode;
 use lorafa_onnx::external::ExternalStore;
-use lorafa_passes::pass::{Method, Options};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -28,7 +28,7 @@ const NOISE: f64 = 1e-9;
 /// A step of a model with its weights and PyTorch's batch.
 fn start(model: &Model, graph: &Arc<lorafa_ir::Graph>, answers: &Tensors, mode: Mode) -> Program {
     let plan = lorafa_plan::plan(graph).unwrap();
-    let mut program = Program::compile(graph.clone(), &plan, mode)
+    let mut program = Program::compile(graph.clone(), &plan, mode, OpenDevice::CPU)
         .unwrap_or_else(|error| panic!("{}: {error}", model.name));
     program.load(&ExternalStore::new(&model.folder)).unwrap();
     let names: Vec<String> = program.params().map(str::to_string).collect();
@@ -104,64 +104,4 @@ fn losses_and_gradients_are_those_of_pytorch() {
         worst.0, worst.1
     );
     assert!(done >= 45, "{done}");
-}
-
-/// Every example, in its own element types; the second step allocates nothing.
-#[test]
-fn steps_allocate_nothing() {
-    let mut done = 0;
-    for model in models::all() {
-        for method in METHODS {
-            let answers = model.any_answers(method);
-            let graph = Arc::new(compiled(&model, method, &answers));
-            let label = format!("{} {}", model.name, method.name());
-            let mut program = start(&model, &graph, &answers, Mode::Arena);
-            let plan = lorafa_plan::plan(&graph).unwrap();
-            assert_eq!(program.memory_bytes(), plan.arena_bytes(), "{label}");
-            program
-                .step()
-                .unwrap_or_else(|error| panic!("{label}: {error}"));
-            let trace = program.step_traced().unwrap();
-            assert_eq!(trace.allocations, [], "{label}");
-            done += 1;
-        }
-    }
-    assert!(done >= 50, "{done}");
-}
-
-/// Sizes at which kernels work in parallel and in blocks, in all float types that models are trained in.
-#[test]
-fn large_steps_allocate_nothing() {
-    let mut done = 0;
-    for model in models::all() {
-        let lora = model.name.contains("lora") && model.is_comparable();
-        if !lora || model.name.contains("-ts-") {
-            continue;
-        }
-        for dtype in [DType::F32, DType::BF16, DType::F16] {
-            let sizes = models::sizes(&model, 24, 30);
-            let options = Options {
-                dtype: Some(dtype),
-                ..models::options(&model, Method::Full, sizes)
-            };
-            let graph = Arc::new(models::compiled_with(&model, options));
-            let label = format!("{} {dtype}", model.name);
-            let mut program = start(&model, &graph, &Tensors::new(), Mode::Arena);
-            for (_, param) in graph.params().filter(|(_, p)| p.name.contains("mask")) {
-                let ones = vec![1.0; param.ty.elements().unwrap() as usize];
-                program
-                    .write(&param.name, &encode(param.ty.dtype, ones))
-                    .unwrap();
-            }
-            program
-                .step()
-                .unwrap_or_else(|error| panic!("{label}: {error}"));
-            let trace = program.step_traced().unwrap();
-            assert_eq!(trace.allocations, [], "{label}");
-            let loss = output(&program, &graph.loss().unwrap().name)[0];
-            assert!(loss.is_finite(), "{label}: {loss}");
-            done += 1;
-        }
-    }
-    assert!(done >= 15, "{done}");
 }
