@@ -68,8 +68,14 @@ impl Dataset {
             if filler {
                 row.labels.fill(IGNORED);
             } else {
-                batch.trained_tokens += examples.iter().map(|example| example.trained(layout.task)).sum::<u64>();
-                batch.tokens += examples.iter().map(|example| example.tokens(layout.task)).sum::<u64>();
+                batch.trained_tokens += examples
+                    .iter()
+                    .map(|example| example.trained(layout.task))
+                    .sum::<u64>();
+                batch.tokens += examples
+                    .iter()
+                    .map(|example| example.tokens(layout.task))
+                    .sum::<u64>();
             }
             for name in &layout.made {
                 if let Some(values) = batch.inputs.get_mut(*name) {
@@ -77,7 +83,9 @@ impl Dataset {
                 }
             }
             for (index, (name, _)) in layout.fixed.iter().enumerate() {
-                let values = examples.first().and_then(|example| example.fixed.get(index));
+                let values = examples
+                    .first()
+                    .and_then(|example| example.fixed.get(index));
                 if let (Some(input), Some(values)) = (batch.inputs.get_mut(name), values) {
                     input.extend_from_slice(values);
                 }
@@ -96,7 +104,9 @@ impl Dataset {
         for example in examples {
             row.ids.extend(example.ids.iter().map(|id| i64::from(*id)));
             match &example.types {
-                Some(types) => row.types.extend(types.iter().map(|value| i64::from(*value))),
+                Some(types) => row
+                    .types
+                    .extend(types.iter().map(|value| i64::from(*value))),
                 None => row.types.resize(row.ids.len(), 0),
             }
             row.positions.extend(0..example.ids.len() as i64);
@@ -125,13 +135,17 @@ impl Dataset {
             "input_ids" => pad(&row.ids, pad_id, seq),
             "attention_mask" => pad(&vec![1; row.ids.len()], 0, seq),
             "token_type_ids" => pad(&row.types, 0, seq),
-            "position_ids" => pad(&row.positions, row.positions.last().copied().unwrap_or(0), seq),
+            "position_ids" => pad(
+                &row.positions,
+                row.positions.last().copied().unwrap_or(0),
+                seq,
+            ),
             "labels" => pad(&row.labels, IGNORED, target),
             // The target one place later, after the start token. Read off the example, whose labels a filler keeps.
             "decoder_input_ids" => {
                 let mut ids = vec![i64::from(self.start)];
                 ids.extend(examples.iter().flat_map(|example| example.labels()));
-                ids.truncate(target_length(examples));
+                ids.truncate(target);
                 for id in &mut ids {
                     if *id == IGNORED {
                         *id = pad_id;

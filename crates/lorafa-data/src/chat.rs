@@ -35,17 +35,24 @@ pub(crate) struct Message(Value);
 
 impl Message {
     pub(crate) fn new(role: &str, content: String) -> Self {
-        let fields = [("role", Value::from(role)), ("content", Value::from(content))];
+        let fields = [
+            ("role", Value::from(role)),
+            ("content", Value::from(content)),
+        ];
         Self(Value::from_iter(fields))
     }
 
     fn is_assistant(&self) -> bool {
-        field(&self.0, "role").and_then(|role| role.as_str().map(|role| role == "assistant")) == Some(true)
+        field(&self.0, "role").and_then(|role| role.as_str().map(|role| role == "assistant"))
+            == Some(true)
     }
 }
 
 fn field(value: &Value, key: &str) -> Option<Value> {
-    value.get_attr(key).ok().filter(|value| !value.is_undefined())
+    value
+        .get_attr(key)
+        .ok()
+        .filter(|value| !value.is_undefined())
 }
 
 /// Checks the form of messages.
@@ -68,7 +75,11 @@ pub(crate) fn messages(values: Vec<Value>) -> Result<Vec<Message>, ChatError> {
         match field(value, "content").map_or(ValueKind::None, |content| content.kind()) {
             ValueKind::String | ValueKind::Seq => {}
             ValueKind::None if field(value, "tool_calls").is_some() => {}
-            _ => return Err(refuse("`content` must be a string (or a list, if the template takes one)")),
+            _ => {
+                return Err(refuse(
+                    "`content` must be a string (or a list, if the template takes one)",
+                ));
+            }
         }
     }
     Ok(values.into_iter().map(Message).collect())
@@ -87,13 +98,18 @@ pub(crate) struct ChatTemplate {
 const NAME: &str = "chat_template";
 
 impl ChatTemplate {
-    pub(crate) fn compile(source: &str, special: BTreeMap<String, String>) -> Result<Self, TokenizerError> {
+    pub(crate) fn compile(
+        source: &str,
+        special: BTreeMap<String, String>,
+    ) -> Result<Self, TokenizerError> {
         let refuse = |error: minijinja::Error| TokenizerError::Template(describe(&error));
         let mut environment = Environment::empty();
         python::configure(&mut environment);
         environment.add_function("__generation", generation);
         let (source, marks) = rewrite(source).map_err(TokenizerError::Template)?;
-        environment.add_template_owned(NAME, source).map_err(refuse)?;
+        environment
+            .add_template_owned(NAME, source)
+            .map_err(refuse)?;
         Ok(Self {
             environment,
             marks,
@@ -125,7 +141,8 @@ impl ChatTemplate {
         let mut whole = self.rendered(messages, tools, false)?;
         if let Some(prompt) = prompt {
             let start = self.prefix(messages, tools, prompt, &whole.text)?;
-            whole.trained = vec![start..whole.text.len()];
+            whole.trained = Vec::new();
+            whole.trained.push(start..whole.text.len());
         } else if !self.marks {
             for (index, message) in messages.iter().enumerate() {
                 if !message.is_assistant() {
@@ -154,7 +171,12 @@ impl ChatTemplate {
                 index: count + 1,
                 error: error.to_string(),
             })?;
-        check_prefix(whole, &start, count, "the messages before it with a generation prompt")?;
+        check_prefix(
+            whole,
+            &start,
+            count,
+            "the messages before it with a generation prompt",
+        )?;
         Ok(start.len())
     }
 
@@ -214,7 +236,8 @@ fn generation(state: &State, arguments: Kwargs) -> Result<String, minijinja::Err
 }
 
 fn refuse_markers(value: &Value) -> Result<(), ChatError> {
-    let text = serde_json::to_string(value).map_err(|error| ChatError::Render(error.to_string()))?;
+    let text =
+        serde_json::to_string(value).map_err(|error| ChatError::Render(error.to_string()))?;
     match text.chars().find(|c| matches!(*c, BEGIN | END)) {
         Some(marker) => Err(ChatError::Marker(marker.into())),
         None => Ok(()),
@@ -228,7 +251,9 @@ fn unmark(marked: &str) -> Result<Rendered, ChatError> {
     let mut rest = marked;
     while let Some(begin) = rest.find([BEGIN, END]) {
         text.push_str(&rest[..begin]);
-        let body = rest[begin..].strip_prefix(BEGIN).ok_or(ChatError::Marker(END.into()))?;
+        let body = rest[begin..]
+            .strip_prefix(BEGIN)
+            .ok_or(ChatError::Marker(END.into()))?;
         let end = body.find(END).ok_or(ChatError::Marker(BEGIN.into()))?;
         let start = text.len();
         text.push_str(&body[..end]);
@@ -241,11 +266,19 @@ fn unmark(marked: &str) -> Result<Rendered, ChatError> {
     Ok(Rendered { text, trained })
 }
 
-fn check_prefix(whole: &str, prefix: &str, index: usize, what: &'static str) -> Result<(), ChatError> {
+fn check_prefix(
+    whole: &str,
+    prefix: &str,
+    index: usize,
+    what: &'static str,
+) -> Result<(), ChatError> {
     if whole.starts_with(prefix) {
         return Ok(());
     }
-    let same = whole.char_indices().zip(prefix.chars()).find(|((_, a), b)| a != b);
+    let same = whole
+        .char_indices()
+        .zip(prefix.chars())
+        .find(|((_, a), b)| a != b);
     let at = same.map_or(whole.len(), |((at, _), _)| at);
     let excerpt = |text: &str| text[at.min(text.len())..].chars().take(20).collect();
     Err(ChatError::NotAPrefix {

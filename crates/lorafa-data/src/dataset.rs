@@ -204,10 +204,15 @@ impl Dataset {
     /// If one side would be empty.
     pub fn split(self, eval: EvalSize, seed: u64) -> Result<(Self, Self), DataError> {
         let total = self.examples.len();
-        let refuse = |eval: String| UseError::Split { eval, examples: total };
+        let refuse = |eval: String| UseError::Split {
+            eval,
+            examples: total,
+        };
         let count = match eval {
             EvalSize::Count(count) => count,
-            EvalSize::Fraction(part) if part > 0.0 && part < 1.0 => (total as f64 * part).ceil() as usize,
+            EvalSize::Fraction(part) if part > 0.0 && part < 1.0 => {
+                (total as f64 * part).ceil() as usize
+            }
             EvalSize::Fraction(part) => return Err(refuse(part.to_string()).into()),
         };
         if count == 0 || count >= total {
@@ -255,7 +260,11 @@ impl Dataset {
     }
 
     fn pack(&mut self) {
-        let lengths: Vec<usize> = self.examples.iter().map(|example| example.ids.len()).collect();
+        let lengths: Vec<usize> = self
+            .examples
+            .iter()
+            .map(|example| example.ids.len())
+            .collect();
         self.rows = Some(pack(&lengths, self.layout.seq));
     }
 }
@@ -270,7 +279,12 @@ struct Intake {
 }
 
 impl Intake {
-    fn read(&mut self, path: &Path, builder: &Builder, form: Option<Form>) -> Result<(), DataError> {
+    fn read(
+        &mut self,
+        path: &Path,
+        builder: &Builder,
+        form: Option<Form>,
+    ) -> Result<(), DataError> {
         let refuse = |error| DataError::of_file(path, error);
         let metadata = std::fs::metadata(path).map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => refuse(FileError::NotFound),
@@ -296,9 +310,16 @@ impl Intake {
         }
     }
 
-    fn take(&mut self, path: &Path, place: Place, built: Result<Example, DataErrorKind>) -> Result<(), DataError> {
+    fn take(
+        &mut self,
+        path: &Path,
+        place: Place,
+        built: Result<Example, DataErrorKind>,
+    ) -> Result<(), DataError> {
         match built {
-            Ok(example) if example.ids.is_empty() || example.trained(self.task) == 0 => self.reading.dropped += 1,
+            Ok(example) if example.ids.is_empty() || example.trained(self.task) == 0 => {
+                self.reading.dropped += 1
+            }
             Ok(example) => self.examples.push(example),
             Err(kind) => {
                 let error = DataError::in_file(path, place, kind);
@@ -320,12 +341,18 @@ impl Intake {
     }
 
     fn finish(self, seq: usize) -> Result<(Vec<Example>, Reading), DataError> {
-        let Reading { dropped, skipped, .. } = self.reading;
+        let Reading {
+            dropped, skipped, ..
+        } = self.reading;
         match (self.examples.is_empty(), self.first_bad) {
             (false, _) => Ok((self.examples, self.reading)),
             (true, Some(first)) if dropped == 0 => {
                 let first = Box::new(first);
-                Err(FileError::AllBad { count: skipped, first }.into())
+                Err(FileError::AllBad {
+                    count: skipped,
+                    first,
+                }
+                .into())
             }
             (true, _) if dropped > 0 => Err(FileError::NoRows { dropped, seq }.into()),
             (true, _) => Err(FileError::NoFiles.into()),

@@ -165,7 +165,9 @@ pub enum FileError {
         expected: String,
     },
     /// A tensor that would not be read.
-    #[error("tensor `{0}` is not read, because that input is made from the others; remove it from the file")]
+    #[error(
+        "tensor `{0}` is not read, because that input is made from the others; remove it from the file"
+    )]
     TensorMade(String),
     /// Data of a kind that [`Options::pack`](crate::Options) cannot join.
     #[error("tensor `{0}` cannot be packed: it holds one value for a whole row; turn packing off")]
@@ -183,11 +185,18 @@ pub enum RecordError {
         at: usize,
     },
     /// The file is one JSON list.
-    #[error("this begins a JSON list; write one object a line, as `jq -c '.[]' FILE > FILE.jsonl` does")]
+    #[error(
+        "this begins a JSON list; write one object a line, as `jq -c '.[]' FILE > FILE.jsonl` does"
+    )]
     List,
     /// Broken JSON, or not an object.
-    #[error("expected a JSON object: {0}")]
-    Json(serde_json::Error),
+    #[error("expected a JSON object: {problem} (column {column})")]
+    Json {
+        /// Where in the line, counted in bytes from 1.
+        column: usize,
+        /// What serde says.
+        problem: String,
+    },
     /// Keys of no form.
     #[error("found the keys {}; data for {task} has one of the forms {}", list(keys), Forms(*task))]
     UnknownForm {
@@ -203,20 +212,24 @@ pub enum RecordError {
         forms: Vec<String>,
     },
     /// A value of a wrong type.
-    #[error("`{key}`: expected {expected}: {error}")]
+    #[error("`{key}`: expected {expected}: {problem}")]
     WrongType {
         /// The key.
         key: &'static str,
         /// What it should be.
         expected: &'static str,
         /// What serde says.
-        error: serde_json::Error,
+        problem: String,
     },
     /// `prompt` is text and `completion` is a chat, or the other way round.
-    #[error("one of `prompt` and `completion` is a string and the other a list; both must be the same")]
+    #[error(
+        "one of `prompt` and `completion` is a string and the other a list; both must be the same"
+    )]
     MixedCompletion,
     /// An unknown speaker in the ShareGPT form.
-    #[error("`from` is `{0}`; expected human, user, gpt, assistant, chatgpt, bing, bard, system or tool")]
+    #[error(
+        "`from` is `{0}`; expected human, user, gpt, assistant, chatgpt, bing, bard, system or tool"
+    )]
     Speaker(String),
     /// Lists that belong together differ in length.
     #[error("`{key}` has {found} values for {expected} ids")]
@@ -229,7 +242,9 @@ pub enum RecordError {
         expected: usize,
     },
     /// A hole in the attention mask.
-    #[error("`attention_mask` must be ones, with zeros only before or after them; leave masked tokens out")]
+    #[error(
+        "`attention_mask` must be ones, with zeros only before or after them; leave masked tokens out"
+    )]
     Mask,
     /// An id that the model's embedding lacks.
     #[error("token id {id} is out of range: the model's vocabulary has {vocab} entries")]
@@ -294,7 +309,9 @@ pub enum TokenizerError {
     #[error("not JSON of the form expected: {0}")]
     Json(serde_json::Error),
     /// A special token without an id.
-    #[error("`{key}` is `{token}`, which tokenizer.json does not have; add it there, or name another")]
+    #[error(
+        "`{key}` is `{token}`, which tokenizer.json does not have; add it there, or name another"
+    )]
     SpecialToken {
         /// `bos_token`, `eos_token` or `pad_token`.
         key: &'static str,
@@ -315,7 +332,8 @@ pub enum TokenizerError {
     /// Templates by name, none of them the default.
     #[error(
         "there are chat templates {} and none is `default`; save the one to use as chat_template.jinja next to \
-         tokenizer.json", list(names)
+         tokenizer.json",
+        list(names)
     )]
     NoDefaultTemplate {
         /// Their names.
@@ -377,7 +395,9 @@ pub enum ChatError {
         longer: String,
     },
     /// A character that marks answers while rendering.
-    #[error("the chat has the character U+{0:04X}, which is for internal use by programs; remove it")]
+    #[error(
+        "the chat has the character U+{0:04X}, which is for internal use by programs; remove it"
+    )]
     Marker(u32),
 }
 
@@ -428,6 +448,22 @@ pub enum UseError {
     /// Not a date.
     #[error("`{0}` is no date; expected YYYY-MM-DD")]
     Date(String),
+}
+
+/// serde's text without its place, which is one in a part of a line.
+pub(crate) fn unplaced(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let place = format!(" at line {} column {}", error.line(), error.column());
+    text.strip_suffix(&place).unwrap_or(&text).to_owned()
+}
+
+impl From<serde_json::Error> for RecordError {
+    fn from(error: serde_json::Error) -> Self {
+        RecordError::Json {
+            column: error.column(),
+            problem: unplaced(&error),
+        }
+    }
 }
 
 /// Names in backticks with commas, or "nothing".

@@ -45,8 +45,9 @@ impl Example {
             Labels::Spans(spans) => {
                 let mut labels = vec![IGNORED; self.ids.len()];
                 for span in spans {
-                    for index in span.start as usize..span.end as usize {
-                        labels[index] = i64::from(self.ids[index]);
+                    let span = span.start as usize..span.end as usize;
+                    for (label, id) in labels[span.clone()].iter_mut().zip(&self.ids[span]) {
+                        *label = i64::from(*id);
                     }
                 }
                 labels
@@ -56,13 +57,20 @@ impl Example {
 
     /// Labels that count in the loss: for causal-lm the first never does, because nothing predicts it.
     pub(crate) fn trained(&self, task: Task) -> u64 {
-        let count = |labels: &[i32]| labels.iter().filter(|label| **label != IGNORED as i32).count() as u64;
+        let count = |labels: &[i32]| {
+            labels
+                .iter()
+                .filter(|label| **label != IGNORED as i32)
+                .count() as u64
+        };
         let first = usize::from(task == Task::CausalLm);
         match &self.labels {
             Labels::Class(label) => count(&[*label]),
             Labels::Tokens(labels) => count(labels.get(first..).unwrap_or_default()),
             Labels::Spans(spans) => {
-                let length = |span: &Range<u32>| u64::from(span.end.saturating_sub(span.start.max(first as u32)));
+                let length = |span: &Range<u32>| {
+                    u64::from(span.end.saturating_sub(span.start.max(first as u32)))
+                };
                 spans.iter().map(length).sum()
             }
         }
@@ -88,42 +96,46 @@ pub(crate) struct Builder<'a> {
 impl Builder<'_> {
     /// The example of a record. It may have no tokens, and no label that trains.
     pub(crate) fn build(&self, record: Record) -> Result<Example, DataErrorKind> {
-        if let Record::Ids(ids) = record {
-            return self.from_ids(ids);
-        }
-        let tokenizer = self.tokenizer.ok_or(RecordError::NeedsTokenizer)?;
         match record {
-            Record::Ids(ids) => self.from_ids(ids),
-            Record::Class { text, pair, label } => self.class(tokenizer, &text, pair.as_deref(), label),
+            Record::Ids(ids) => self.pretokenized(ids),
+            Record::Class { text, pair, label } => self.class(&text, pair.as_deref(), label),
             Record::Completion { prompt, completion } if self.layout.task == Task::Seq2Seq => {
-                self.target(tokenizer, &prompt, &completion)
+                self.target(&prompt, &completion)
             }
             Record::Completion { prompt, completion } => {
                 let start = prompt.len();
-                let text = prompt + &tokenizer.ended(completion);
+                let text = prompt + &self.tokenizer()?.ended(completion);
                 let trained = start..text.len();
-                self.causal(tokenizer, &text, true, &[trained])
+                self.causal(&text, true, &[trained])
             }
             Record::Text(text) => {
-                let text = tokenizer.ended(text);
+                let text = self.tokenizer()?.ended(text);
                 let trained = 0..text.len();
-                self.causal(tokenizer, &text, true, &[trained])
+                self.causal(&text, true, &[trained])
             }
-            Record::Chat { messages, tools, prompt } => {
-                let template = tokenizer.template()?;
+            Record::Chat {
+                messages,
+                tools,
+                prompt,
+            } => {
+                let template = self.tokenizer()?.template()?;
                 let rendered = template.render_trained(&messages, tools.as_ref(), prompt)?;
-                self.causal(tokenizer, &rendered.text, false, &rendered.trained)
+                self.causal(&rendered.text, false, &rendered.trained)
             }
         }
     }
 
+    fn tokenizer(&self) -> Result<&Tokenizer, RecordError> {
+        self.tokenizer.ok_or(RecordError::NeedsTokenizer)
+    }
+
     fn causal(
         &self,
-        tokenizer: &Tokenizer,
         text: &str,
         special: bool,
         trained: &[Range<usize>],
     ) -> Result<Example, DataErrorKind> {
+        let tokenizer = self.tokenizer()?;
         let encoding = tokenizer.encoding(text, special)?;
         let doubled = tokenizer.bos.as_ref().is_some_and(|bos| {
             let starts = encoding.get_ids().starts_with(&[bos.id, bos.id]);
@@ -144,11 +156,11 @@ impl Builder<'_> {
 
     fn class(
         &self,
-        tokenizer: &Tokenizer,
         text: &str,
         pair: Option<&str>,
         label: Label,
     ) -> Result<Example, DataErrorKind> {
+        let tokenizer = self.tokenizer()?;
         let label = match label {
             Label::Number(label) => label,
             Label::Name(name) => tokenizer.label_id(&name)?,
@@ -163,7 +175,8 @@ impl Builder<'_> {
         })
     }
 
-    fn target(&self, tokenizer: &Tokenizer, source: &str, target: &str) -> Result<Example, DataErrorKind> {
+    fn target(&self, source: &str, target: &str) -> Result<Example, DataErrorKind> {
+        let tokenizer = self.tokenizer()?;
         let (source, lost) = tokenizer.encode_within(source, None, self.layout.seq)?;
         let (target, more) = tokenizer.encode_within(target, None, self.layout.target)?;
         Ok(Example {
@@ -175,7 +188,7 @@ impl Builder<'_> {
         })
     }
 
-    fn from_ids(&self, record: Ids) -> Result<Example, DataErrorKind> {
+    fn pretokenized(&self, record: Ids) -> Result<Example, DataErrorKind> {
         let Layout { task, seq, .. } = *self.layout;
         let length = record.ids.len();
         let aligned = matches!(task, Task::CausalLm | Task::TokenCls);
@@ -210,7 +223,7 @@ impl Builder<'_> {
             None => None,
         };
         let labels = match (task, record.labels) {
-            (Task::CausalLm, None) => Labels::Spans([0..fitting as u32].into()),
+            (Task::CausalLm, None) => Labels::Spans(ranges((0..fitting).map(|_| true))),
             (_, None) => return Err(RecordError::NoLabels(task).into()),
             (Task::SeqCls, Some(labels)) => match labels[..] {
                 [label] => Labels::Class(self.class_label(label)?),
@@ -226,10 +239,17 @@ impl Builder<'_> {
             (Task::CausalLm, Some(labels)) => self.causal_labels(&ids, &labels[kept][..fitting])?,
             (Task::TokenCls, Some(labels)) => {
                 let labels = labels[kept][..fitting].iter();
-                Labels::Tokens(labels.map(|label| self.class_label(*label)).collect::<Result<_, _>>()?)
+                Labels::Tokens(
+                    labels
+                        .map(|label| self.class_label(*label))
+                        .collect::<Result<_, _>>()?,
+                )
             }
             (Task::Seq2Seq, Some(labels)) => {
-                let end = labels.iter().rposition(|label| *label != IGNORED).map_or(0, |last| last + 1);
+                let end = labels
+                    .iter()
+                    .rposition(|label| *label != IGNORED)
+                    .map_or(0, |last| last + 1);
                 let fitting = end.min(self.layout.target);
                 lost += end - fitting;
                 Labels::Tokens(self.target_labels(&labels[..fitting])?)
@@ -271,7 +291,10 @@ impl Builder<'_> {
     }
 
     fn causal_labels(&self, ids: &[u32], labels: &[i64]) -> Result<Labels, RecordError> {
-        let plain = ids.iter().zip(labels).all(|(id, label)| *label == IGNORED || *label == i64::from(*id));
+        let plain = ids
+            .iter()
+            .zip(labels)
+            .all(|(id, label)| *label == IGNORED || *label == i64::from(*id));
         if !plain {
             return Ok(Labels::Tokens(self.target_labels(labels)?));
         }
@@ -286,7 +309,10 @@ fn unmasked(mask: Option<&[i64]>, length: usize) -> Result<Range<usize>, RecordE
         return Ok(0..length);
     };
     let start = mask.iter().position(|value| *value != 0).unwrap_or(length);
-    let end = mask.iter().rposition(|value| *value != 0).map_or(length, |last| last + 1);
+    let end = mask
+        .iter()
+        .rposition(|value| *value != 0)
+        .map_or(length, |last| last + 1);
     if mask[start..end].iter().any(|value| *value != 1) {
         return Err(RecordError::Mask);
     }
@@ -322,9 +348,13 @@ fn token_spans(
     let last = special.iter().rposition(|special| *special == 0);
     let tokens = encoding.get_offsets().iter().zip(special).enumerate();
     let trains = tokens.map(|(index, ((start, end), special))| match *special {
-        0 if start < end => trained.iter().any(|span| *end > span.start && *start < span.end),
+        0 if start < end => trained
+            .iter()
+            .any(|span| *end > span.start && *start < span.end),
         // White space, which byte-level tokenizers may trim off the offsets, leaving its end.
-        0 => trained.iter().any(|span| *end > span.start && *end <= span.end),
+        0 => trained
+            .iter()
+            .any(|span| *end > span.start && *end <= span.end),
         _ if last.is_none_or(|last| index > last) => trained.iter().any(|span| span.end == length),
         _ => trained.iter().any(|span| span.start == 0),
     });

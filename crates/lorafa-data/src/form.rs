@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::chat::{self, Message};
-use crate::error::{ChatError, DataErrorKind, RecordError};
+use crate::error::{ChatError, DataErrorKind, RecordError, unplaced};
 use crate::spec::Task;
 
 /// A form of JSON line. Keys beyond those named here are ignored.
@@ -101,7 +101,8 @@ impl fmt::Display for Forms {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, form) in Form::of(self.0).iter().enumerate() {
             let comma = if index == 0 { "" } else { ", " };
-            let mut keys: Vec<String> = form.keys().iter().map(|key| format!("\"{key}\"")).collect();
+            let mut keys: Vec<String> =
+                form.keys().iter().map(|key| format!("\"{key}\"")).collect();
             if *form == Form::InputIds && self.0 != Task::CausalLm {
                 keys.push("\"labels\"".to_owned());
             }
@@ -155,14 +156,18 @@ pub(crate) enum Label {
 type Fields<'a> = BTreeMap<String, &'a RawValue>;
 
 impl Record {
-    pub(crate) fn parse(line: &[u8], task: Task, form: Option<Form>) -> Result<Self, DataErrorKind> {
+    pub(crate) fn parse(
+        line: &[u8],
+        task: Task,
+        form: Option<Form>,
+    ) -> Result<Self, DataErrorKind> {
         let line = std::str::from_utf8(line).map_err(|error| RecordError::NotUtf8 {
             at: error.valid_up_to(),
         })?;
         if line.trim_start().starts_with('[') {
             return Err(RecordError::List.into());
         }
-        let fields: Fields = serde_json::from_str(line).map_err(RecordError::Json)?;
+        let fields: Fields = serde_json::from_str(line.trim_end()).map_err(RecordError::from)?;
         match recognise(&fields, task, form)? {
             Form::Text => Ok(Record::Text(string(&fields, "text")?)),
             Form::PromptCompletion => completion(&fields),
@@ -190,7 +195,12 @@ impl Record {
 fn recognise(fields: &Fields, task: Task, form: Option<Form>) -> Result<Form, RecordError> {
     let fits = |form: &&Form| form.keys().iter().all(|key| fields.contains_key(*key));
     let wanted = |candidate: &&Form| form.is_none_or(|form| form == **candidate);
-    let found: Vec<Form> = Form::of(task).iter().filter(wanted).filter(fits).copied().collect();
+    let found: Vec<Form> = Form::of(task)
+        .iter()
+        .filter(wanted)
+        .filter(fits)
+        .copied()
+        .collect();
     match found[..] {
         [form] => Ok(form),
         [] => Err(RecordError::UnknownForm {
@@ -212,7 +222,7 @@ fn required<'a, T: Deserialize<'a>>(
     serde_json::from_str(value).map_err(|error| RecordError::WrongType {
         key,
         expected,
-        error,
+        problem: unplaced(&error),
     })
 }
 
@@ -237,7 +247,11 @@ fn messages(fields: &Fields, key: &'static str) -> Result<Vec<Message>, DataErro
 }
 
 fn completion(fields: &Fields) -> Result<Record, DataErrorKind> {
-    let is_list = |key| fields.get(key).is_some_and(|value| value.get().starts_with('['));
+    let is_list = |key| {
+        fields
+            .get(key)
+            .is_some_and(|value| value.get().starts_with('['))
+    };
     match (is_list("prompt"), is_list("completion")) {
         (false, false) => Ok(Record::Completion {
             prompt: string(fields, "prompt")?,
@@ -264,11 +278,7 @@ struct Turn {
 }
 
 fn conversation(fields: &Fields) -> Result<Record, DataErrorKind> {
-    let turns: Vec<Turn> = required(
-        fields,
-        "conversations",
-        "a list of {\"from\", \"value\"}",
-    )?;
+    let turns: Vec<Turn> = required(fields, "conversations", "a list of {\"from\", \"value\"}")?;
     let mut messages = Vec::with_capacity(turns.len());
     for turn in turns {
         let role = match turn.from.as_str() {

@@ -38,7 +38,8 @@ pub(crate) fn read(
         let Some(lines) = block else { break };
         let share = lines.len().div_ceil(threads).max(1);
         let built = thread::scope(|scope| {
-            let spawn = |lines| scope.spawn(move || Vec::from_iter(<[Line]>::iter(lines).map(build)));
+            let spawn =
+                |lines| scope.spawn(move || Vec::from_iter(<[Line]>::iter(lines).map(build)));
             let workers: Vec<_> = lines.chunks(share).map(spawn).collect();
             let results = workers.into_iter().map(|worker| match worker.join() {
                 Ok(built) => built,

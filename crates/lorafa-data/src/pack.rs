@@ -37,7 +37,10 @@ pub(crate) fn pack(lengths: &[usize], capacity: usize) -> Vec<Box<[u32]>> {
 }
 
 /// Takes the row with the least room of at least `length`.
-fn take_first(by_room: &mut BTreeMap<usize, VecDeque<usize>>, length: usize) -> Option<(usize, usize)> {
+fn take_first(
+    by_room: &mut BTreeMap<usize, VecDeque<usize>>,
+    length: usize,
+) -> Option<(usize, usize)> {
     let (&room, rows) = by_room.range_mut(length..).next()?;
     let row = rows.pop_front();
     if rows.is_empty() {

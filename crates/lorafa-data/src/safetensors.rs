@@ -4,13 +4,12 @@ use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 
+use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
-use safetensors::{Dtype, SafeTensors};
 
 use crate::error::{DataError, DataErrorKind, FileError, Place};
 use crate::example::{Builder, Example};
-use crate::form::Ids;
-use crate::form::Record;
+use crate::form::{Ids, Record};
 use crate::spec::{Layout, Task};
 
 /// Header bytes that the format allows.
@@ -37,18 +36,24 @@ pub(crate) fn read(
     let mut ids = header.open(path, "input_ids").map_err(refuse)?;
     let mut mask = open("attention_mask").map_err(refuse)?;
     let mut types = open("token_type_ids").map_err(refuse)?;
-    let mut labels = header.open_labels(path, layout.task, rows, length).map_err(refuse)?;
+    let mut labels = header
+        .open_labels(path, layout.task, rows, length)
+        .map_err(refuse)?;
     let mut fixed = Vec::new();
     for (name, row) in &layout.fixed {
         let info = header.tensor(name).map_err(refuse)?;
         if info.shape.first() != Some(&rows) || info.shape[1..] != row[..] {
-            let expected = format!("{:?} like a row of the step's input, for each of {rows} rows", row);
+            let expected = format!(
+                "{:?} like a row of the step's input, for each of {rows} rows",
+                row
+            );
             return Err(refuse(shape(name, info, &expected)));
         }
         fixed.push(header.open(path, name).map_err(refuse)?);
     }
     for row in 0..rows {
-        let mut next = |column: &mut Column| column.next().map_err(|error| refuse(FileError::Io(error)));
+        let mut next =
+            |column: &mut Column| column.next().map_err(|error| refuse(FileError::Io(error)));
         let mut optional = |column: &mut Option<Column>| column.as_mut().map(&mut next).transpose();
         let record = Ids {
             mask: optional(&mut mask)?,
@@ -80,15 +85,18 @@ impl Header {
             return Err(FileError::Empty);
         }
         let mut prefix = [0; 8];
-        file.read_exact(&mut prefix).map_err(|_| damaged("the header is cut short"))?;
+        file.read_exact(&mut prefix)
+            .map_err(|_| damaged("the header is cut short"))?;
         let size = u64::from_le_bytes(prefix);
         if size > LARGEST_HEADER || size > length - 8 {
-            return Err(damaged("the header is cut short, or this is another kind of file"));
+            return Err(damaged(
+                "the header is cut short, or this is another kind of file",
+            ));
         }
-        let mut bytes = prefix.to_vec();
-        bytes.resize(8 + size as usize, 0);
-        file.read_exact(&mut bytes[8..]).map_err(FileError::Io)?;
-        let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(|error| FileError::Safetensors(error.to_string()))?;
+        let mut bytes = vec![0; size as usize];
+        file.read_exact(&mut bytes).map_err(FileError::Io)?;
+        let metadata: Metadata =
+            serde_json::from_slice(&bytes).map_err(|error| damaged(&error.to_string()))?;
         let data = 8 + size;
         if metadata.data_len() as u64 != length - data {
             return Err(damaged("its length is not what the header says"));
@@ -138,17 +146,33 @@ impl Header {
     }
 
     /// A tensor that goes with `input_ids`, if there is one.
-    fn open_aligned(&self, path: &Path, name: &str, rows: usize, length: usize) -> Result<Option<Column>, FileError> {
+    fn open_aligned(
+        &self,
+        path: &Path,
+        name: &str,
+        rows: usize,
+        length: usize,
+    ) -> Result<Option<Column>, FileError> {
         let Some(info) = self.metadata.info(name) else {
             return Ok(None);
         };
         if info.shape != [rows, length] {
-            return Err(shape(name, info, &format!("{:?} like `input_ids`", [rows, length])));
+            return Err(shape(
+                name,
+                info,
+                &format!("{:?} like `input_ids`", [rows, length]),
+            ));
         }
         self.open(path, name).map(Some)
     }
 
-    fn open_labels(&self, path: &Path, task: Task, rows: usize, length: usize) -> Result<Option<Column>, FileError> {
+    fn open_labels(
+        &self,
+        path: &Path,
+        task: Task,
+        rows: usize,
+        length: usize,
+    ) -> Result<Option<Column>, FileError> {
         match task {
             Task::CausalLm => self.open_aligned(path, "labels", rows, length),
             Task::TokenCls => {
@@ -158,14 +182,22 @@ impl Header {
             Task::SeqCls => {
                 let info = self.tensor("labels")?;
                 if info.shape != [rows] {
-                    return Err(shape("labels", info, &format!("{:?}, a class a row", [rows])));
+                    return Err(shape(
+                        "labels",
+                        info,
+                        &format!("{:?}, a class a row", [rows]),
+                    ));
                 }
                 self.open(path, "labels").map(Some)
             }
             Task::Seq2Seq => {
                 let info = self.tensor("labels")?;
                 if info.shape.len() != 2 || info.shape[0] != rows {
-                    return Err(shape("labels", info, &format!("[{rows}, length of the target]")));
+                    return Err(shape(
+                        "labels",
+                        info,
+                        &format!("[{rows}, length of the target]"),
+                    ));
                 }
                 self.open(path, "labels").map(Some)
             }
@@ -220,6 +252,10 @@ struct Column {
 impl Column {
     fn next(&mut self) -> std::io::Result<Vec<i64>> {
         self.reader.read_exact(&mut self.buffer)?;
-        Ok(self.buffer.chunks_exact(self.width).map(self.decode).collect())
+        Ok(self
+            .buffer
+            .chunks_exact(self.width)
+            .map(self.decode)
+            .collect())
     }
 }

@@ -154,10 +154,14 @@ impl Layout {
         let ids = find("input_ids").ok_or(SpecError::Missing("input_ids"))?;
         let labels = find("labels").ok_or(SpecError::Missing("labels"))?;
         for (index, input) in spec.inputs.iter().enumerate() {
-            if spec.inputs[..index].iter().any(|other| other.name == input.name) {
+            if spec.inputs[..index]
+                .iter()
+                .any(|other| other.name == input.name)
+            {
                 return Err(SpecError::Twice(input.name.clone()));
             }
-            if input.shape.is_empty() || input.shape.iter().any(|dim| !(1..=LARGEST).contains(dim)) {
+            if input.shape.is_empty() || input.shape.iter().any(|dim| !(1..=LARGEST).contains(dim))
+            {
                 return Err(SpecError::Empty {
                     name: input.name.clone(),
                     found: input.shape.clone(),
@@ -181,7 +185,9 @@ impl Layout {
                     expected
                 }
                 "labels" if spec.task == Task::SeqCls => vec![spec.batch],
-                "labels" | "decoder_input_ids" | "decoder_attention_mask" => vec![spec.batch, target],
+                "labels" | "decoder_input_ids" | "decoder_attention_mask" => {
+                    vec![spec.batch, target]
+                }
                 _ => vec![spec.batch, seq],
             };
             if input.shape != expected {

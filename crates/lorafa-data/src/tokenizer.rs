@@ -67,7 +67,9 @@ impl Tokenizer {
         let mut inner = load(&path).map_err(|kind| DataError::of_file(&path, kind))?;
         inner
             .with_truncation(None)
-            .map_err(|error| DataError::of_file(&path, TokenizerError::Tokenizer(error.to_string())))?
+            .map_err(|error| {
+                DataError::of_file(&path, TokenizerError::Tokenizer(error.to_string()))
+            })?
             .with_padding(None);
         let folder = folder::read(&path)?;
         let largest = inner.get_vocab(true).into_values().max();
@@ -84,12 +86,18 @@ impl Tokenizer {
                 id,
             }))
         };
-        let (bos, eos, pad) = (special("bos_token")?, special("eos_token")?, special("pad_token")?);
+        let (bos, eos, pad) = (
+            special("bos_token")?,
+            special("eos_token")?,
+            special("pad_token")?,
+        );
         let template = match folder.template {
             None => None,
             Some((source, file)) => {
                 let special = folder.special.iter();
-                let special = special.map(|(key, (token, _))| (key.clone(), token.clone())).collect();
+                let special = special
+                    .map(|(key, (token, _))| (key.clone(), token.clone()))
+                    .collect();
                 let compiled = ChatTemplate::compile(&source, special);
                 Some(compiled.map_err(|error| DataError::of_file(&file, error))?)
             }
@@ -136,7 +144,9 @@ impl Tokenizer {
     /// The id that fills rows up: the padding token's, else the end-of-sequence token's, else 0.
     #[must_use]
     pub fn pad_id(&self) -> u32 {
-        self.pad.or(self.eos.as_ref().map(|eos| eos.id)).unwrap_or(0)
+        self.pad
+            .or(self.eos.as_ref().map(|eos| eos.id))
+            .unwrap_or(0)
     }
 
     /// The id that a decoder begins with: `decoder_start_token_id` of config.json, else [`Tokenizer::pad_id`], as in T5.
@@ -171,10 +181,16 @@ impl Tokenizer {
     /// # Errors
     ///
     /// If there is no template, if `messages` is no list of messages, or if the template refuses them.
-    pub fn render_chat(&self, messages: &str, generation_prompt: bool) -> Result<String, DataError> {
-        let values: Vec<Value> = serde_json::from_str(messages).map_err(RecordError::Json)?;
+    pub fn render_chat(
+        &self,
+        messages: &str,
+        generation_prompt: bool,
+    ) -> Result<String, DataError> {
+        let values: Vec<Value> = serde_json::from_str(messages).map_err(RecordError::from)?;
         let messages = chat::messages(values)?;
-        Ok(self.template()?.render(&messages, None, generation_prompt)?)
+        Ok(self
+            .template()?
+            .render(&messages, None, generation_prompt)?)
     }
 
     pub(crate) fn template(&self) -> Result<&ChatTemplate, ChatError> {
@@ -183,11 +199,16 @@ impl Tokenizer {
 
     pub(crate) fn label_id(&self, label: &str) -> Result<i64, RecordError> {
         let ids = self.label_ids.as_ref();
-        let known = || ids.into_iter().flat_map(|ids| ids.keys().cloned()).collect();
-        ids.and_then(|ids| ids.get(label).copied()).ok_or_else(|| RecordError::LabelName {
-            label: label.to_owned(),
-            known: known(),
-        })
+        let known = || {
+            ids.into_iter()
+                .flat_map(|ids| ids.keys().cloned())
+                .collect()
+        };
+        ids.and_then(|ids| ids.get(label).copied())
+            .ok_or_else(|| RecordError::LabelName {
+                label: label.to_owned(),
+                known: known(),
+            })
     }
 
     /// Encodes with byte offsets.
@@ -229,7 +250,10 @@ impl Tokenizer {
         let processor = self.inner.get_post_processor();
         let special = processor.map_or(0, |processor| processor.added_tokens(pair.is_some()));
         let room = limit.checked_sub(special).filter(|room| *room > 0);
-        let max_length = room.ok_or(RecordError::NoRoom { special, seq: limit })?;
+        let max_length = room.ok_or(RecordError::NoRoom {
+            special,
+            seq: limit,
+        })?;
         let all = first.len() + second.as_ref().map_or(0, Encoding::len);
         let params = TruncationParams {
             max_length,
@@ -237,7 +261,10 @@ impl Tokenizer {
         };
         let (first, second) = truncate_encodings(first, second, &params).map_err(refuse)?;
         let kept = first.len() + second.as_ref().map_or(0, Encoding::len);
-        let encoding = self.inner.post_process(first, second, true).map_err(refuse)?;
+        let encoding = self
+            .inner
+            .post_process(first, second, true)
+            .map_err(refuse)?;
         Ok((encoding, all - kept))
     }
 
@@ -248,11 +275,15 @@ impl Tokenizer {
         let encoding = self
             .inner
             .post_process(encoding, None, true)
-            .map_err(|error| DataError::of_file(&self.path, TokenizerError::Tokenizer(error.to_string())))?;
+            .map_err(|error| {
+                DataError::of_file(&self.path, TokenizerError::Tokenizer(error.to_string()))
+            })?;
         let added = |index: Option<usize>, token: &Option<Special>| {
             index.is_some_and(|index| {
                 let special = encoding.get_special_tokens_mask().get(index) == Some(&1);
-                special && encoding.get_ids().get(index).copied() == token.as_ref().map(|token| token.id)
+                special
+                    && encoding.get_ids().get(index).copied()
+                        == token.as_ref().map(|token| token.id)
             })
         };
         let adds_bos = added(Some(0), &self.bos);

@@ -48,7 +48,9 @@ fn print(out: &mut Output, state: &State, value: &Value) -> Result<(), Error> {
         ValueKind::Bool if value.is_true() => "True",
         ValueKind::Bool => "False",
         ValueKind::Seq | ValueKind::Map => {
-            return Err(refuse("it prints a list or an object; it takes only texts there"));
+            return Err(refuse(
+                "it prints a list or an object; it takes only texts there",
+            ));
         }
         _ => return minijinja::escape_formatter(out, state, value),
     };
@@ -82,11 +84,19 @@ fn tojson(value: Value, options: Kwargs) -> Result<String, Error> {
 struct Spaced;
 
 impl Formatter for Spaced {
-    fn begin_array_value<W: ?Sized + io::Write>(&mut self, out: &mut W, first: bool) -> io::Result<()> {
+    fn begin_array_value<W: ?Sized + io::Write>(
+        &mut self,
+        out: &mut W,
+        first: bool,
+    ) -> io::Result<()> {
         if first { Ok(()) } else { out.write_all(b", ") }
     }
 
-    fn begin_object_key<W: ?Sized + io::Write>(&mut self, out: &mut W, first: bool) -> io::Result<()> {
+    fn begin_object_key<W: ?Sized + io::Write>(
+        &mut self,
+        out: &mut W,
+        first: bool,
+    ) -> io::Result<()> {
         if first { Ok(()) } else { out.write_all(b", ") }
     }
 
@@ -139,7 +149,11 @@ impl Date {
                 Some('b') => text.push_str(&month[..3]),
                 Some('H' | 'M' | 'S') => text.push_str("00"),
                 Some('%') => text.push('%'),
-                _ => return Err(refuse(format!("the date format `{format}` is not supported"))),
+                _ => {
+                    return Err(refuse(format!(
+                        "the date format `{format}` is not supported"
+                    )));
+                }
             }
         }
         Ok(text)
@@ -152,8 +166,12 @@ impl std::str::FromStr for Date {
     fn from_str(text: &str) -> Result<Self, UseError> {
         let refuse = || UseError::Date(text.to_owned());
         let number = |range: std::ops::Range<usize>| {
-            let digits = text.get(range).filter(|part| part.bytes().all(|b| b.is_ascii_digit()));
-            digits.and_then(|digits| digits.parse::<u32>().ok()).ok_or_else(refuse)
+            let digits = text
+                .get(range)
+                .filter(|part| part.bytes().all(|b| b.is_ascii_digit()));
+            digits
+                .and_then(|digits| digits.parse::<u32>().ok())
+                .ok_or_else(refuse)
         };
         let (year, month, day) = (number(0..4)?, number(5..7)?, number(8..10)?);
         let shape = text.len() == 10 && text.get(4..5) == Some("-") && text.get(7..8) == Some("-");

@@ -94,8 +94,9 @@ pub(super) fn read(tokenizer: &Path) -> Result<Folder, DataError> {
     }
     let jinja = tokenizer.with_file_name("chat_template.jinja");
     if let Some(bytes) = bytes(&jinja)? {
-        let text = String::from_utf8(bytes)
-            .map_err(|error| DataError::of_file(&jinja, TokenizerError::Template(error.to_string())))?;
+        let text = String::from_utf8(bytes).map_err(|error| {
+            DataError::of_file(&jinja, TokenizerError::Template(error.to_string()))
+        })?;
         folder.template = Some((text, jinja));
     }
     if let Some(model) = json::<ModelConfig>(&tokenizer.with_file_name("config.json"))? {
@@ -116,7 +117,9 @@ impl Folder {
                 Ok(Token::Text(text) | Token::Added { content: text }) => text,
                 Err(error) => return Err(DataError::of_file(file, TokenizerError::Json(error))),
             };
-            self.special.entry(key.to_owned()).or_insert((token, file.to_owned()));
+            self.special
+                .entry(key.to_owned())
+                .or_insert((token, file.to_owned()));
         }
         Ok(())
     }
@@ -150,5 +153,7 @@ fn json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, DataError> {
         return Ok(None);
     };
     let value = serde_json::from_slice(&bytes);
-    value.map(Some).map_err(|error| DataError::of_file(path, TokenizerError::Json(error)))
+    value
+        .map(Some)
+        .map_err(|error| DataError::of_file(path, TokenizerError::Json(error)))
 }
