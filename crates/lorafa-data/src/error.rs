@@ -14,7 +14,6 @@ pub struct DataError {
     /// Where in the file.
     pub place: Place,
     /// What is wrong.
-    #[source]
     pub kind: DataErrorKind,
 }
 

@@ -1,5 +1,6 @@
 //! Tokenizers: a `tokenizer.json` with what stands in the files next to it.
 
+mod checked;
 mod folder;
 
 use std::collections::BTreeMap;
@@ -307,7 +308,7 @@ impl Tokenizer {
 }
 
 fn load(path: &Path) -> Result<tokenizers::Tokenizer, DataErrorKind> {
-    let bytes = read(path)?;
+    let bytes = checked::checked(&read(path)?)?;
     let tokenizer = tokenizers::Tokenizer::from_bytes(bytes);
     Ok(tokenizer.map_err(|error| TokenizerError::Tokenizer(error.to_string()))?)
 }

@@ -170,3 +170,52 @@ fn padding_and_cutting_by_the_tokenizer_itself_are_off() {
     assert_eq!(ids, tokenizer("gpt2").encode(long).expect("ids"));
     assert!(ids.len() > 2);
 }
+
+#[test]
+fn damaged_files_do_not_panic() {
+    let files = Files::new();
+    let mut opened = 0;
+    let mut state = 1_u64;
+    let mut below = |n: usize| {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % n
+    };
+    for family in ["llama3", "t5", "bert"] {
+        let whole =
+            std::fs::read(common::oracle(family).join("tokenizer.json")).expect("a tokenizer");
+        for _ in 0..100 {
+            let mut bytes = whole.clone();
+            let at = below(bytes.len());
+            match below(3) {
+                0 => bytes[at] ^= 1 << below(8),
+                1 => bytes[at] = whole[below(whole.len())],
+                _ => drop(bytes.drain(at..whole.len().min(at + 1 + below(40)))),
+            }
+            let path = files.write("tokenizer.json", bytes);
+            if let Ok(tokenizer) = Tokenizer::open(path) {
+                opened += 1;
+                drop(tokenizer.encode("the 🦊 is <s> here"));
+            }
+        }
+    }
+    assert!(opened > 20);
+}
+
+#[test]
+fn a_post_processor_must_define_its_tokens() {
+    let files = Files::new();
+    let text = std::fs::read_to_string(common::oracle("llama2").join("tokenizer.json"))
+        .expect("a tokenizer");
+    let known = r#""special_tokens":{"<s>":"#;
+    assert!(text.contains(known));
+    let path = files.write(
+        "tokenizer.json",
+        text.replace(known, r#""special_tokens":{"<t>":"#),
+    );
+    assert_eq!(
+        refused(&files, &path),
+        "tokenizer.json: not a tokenizer.json: its post-processor names the special token `<s>` and does not define it"
+    );
+}
