@@ -1,0 +1,47 @@
+//! A fingerprint of the rows.
+
+use sha2::{Digest, Sha256};
+
+use crate::dataset::Dataset;
+
+impl Dataset {
+    /// SHA-256 of everything that rows hold, in their order, as 64 hexadecimal digits: ids, labels, token types, verbatim
+    /// inputs, and which examples share a row. Other data, another tokenizer, sequence length or seed of a split give
+    /// another digest; file names, padding and batch size do not enter it.
+    #[must_use]
+    pub fn digest(&self) -> String {
+        let mut hash = Sha256::new();
+        hash.update(b"lorafa rows 1\n");
+        hash.update(self.layout.task.name());
+        number(&mut hash, self.len());
+        for row in 0..self.len() {
+            let examples = self.row(row);
+            number(&mut hash, examples.len());
+            for example in examples {
+                list(&mut hash, example.ids.iter().map(|id| i64::from(*id)));
+                list(&mut hash, example.labels().into_iter());
+                let types = example.types.as_deref().unwrap_or_default();
+                list(&mut hash, types.iter().map(|value| i64::from(*value)));
+                number(&mut hash, example.fixed.len());
+                for values in &example.fixed {
+                    list(&mut hash, values.iter().copied());
+                }
+            }
+        }
+        hash.finalize()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
+    }
+}
+
+fn number(hash: &mut Sha256, value: usize) {
+    hash.update((value as u64).to_le_bytes());
+}
+
+fn list(hash: &mut Sha256, values: impl ExactSizeIterator<Item = i64>) {
+    number(hash, values.len());
+    for value in values {
+        hash.update(value.to_le_bytes());
+    }
+}
