@@ -80,7 +80,7 @@ fn ends_in(module: &str, names: &[&str]) -> bool {
         let rest = module.strip_suffix(*name);
         rest.is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
     };
-    names.iter().any(|name| ends(&name))
+    names.iter().any(ends)
 }
 
 /// Whether the parameter of this path is the output embedding.

@@ -14,7 +14,8 @@ pub struct Values<'a> {
     /// The folder of the model, for values that are in a file next to it.
     pub store: &'a ExternalStore,
     /// The values of a parameter that training changed, by its name in the graph: little-endian, row-major, in the
-    /// parameter's own shape. `None` for a parameter that has the values that the graph says.
+    /// parameter's own shape. `None` for a parameter that has the values that the graph says. It is
+    /// called for the type and again for the values, so it should not copy them.
     pub trained: &'a dyn Fn(&str) -> Option<(DType, Bytes)>,
 }
 

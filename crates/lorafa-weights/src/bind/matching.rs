@@ -66,7 +66,8 @@ pub(super) struct Matching<'s> {
 
 impl<'s> Matching<'s> {
     /// Finds the one rule under which every weight has a tensor of its own. If there is none, finds what fits best, so that
-    /// what is missing can be said.
+    /// what is missing can be said. A rule renames most weights, as that for a model without its head does: one that renames
+    /// a few would be a guess.
     pub(super) fn new(
         wanted: &[Wanted],
         shards: &'s Shards,
@@ -76,19 +77,20 @@ impl<'s> Matching<'s> {
         let own = wanted
             .iter()
             .flat_map(|w| w.names.iter().map(String::as_str));
-        let (from, to) = (prefixes(own), prefixes(files.keys().map(String::as_str)));
+        let (mut from, to) = (prefixes(own), prefixes(files.keys().map(String::as_str)));
+        let starts = |w: &Wanted, from: &str| w.names.iter().any(|name| name.starts_with(from));
+        from.retain(|from| wanted.iter().filter(|w| starts(w, from)).count() * 2 > wanted.len());
         let none = Rule { from: "", to: "" };
         let others = from
             .iter()
             .flat_map(|from| to.iter().map(|to| Rule { from, to }));
         let others = others.filter(|rule| rule.from != rule.to);
-        let tries = std::iter::once(none).chain(others).map(|rule| {
-            let names: Vec<Vec<&str>> = wanted.iter().map(|w| hits(w, rule, &files)).collect();
-            (rule, names)
-        });
         let mut best: Option<Candidate> = None;
-        for (rule, names) in tries {
-            let candidate = Candidate::new(rule, names, wanted, shards, &files);
+        for rule in std::iter::once(none).chain(others) {
+            let candidate = Candidate::new(rule, wanted, shards, &files);
+            if rule != none && !candidate.apart {
+                continue;
+            }
             let perfect = rule == none && candidate.complete;
             match &mut best {
                 Some(other) if other.score() > candidate.score() => {}
@@ -134,7 +136,9 @@ struct Candidate<'a, 's> {
     rule: Rule<'a>,
     /// The names of each weight that the checkpoint has.
     names: Vec<Vec<&'s str>>,
-    /// Whether every weight that must be there is, and no two weights are one tensor.
+    /// Whether no two weights are one tensor.
+    apart: bool,
+    /// Whether also every weight that must be there is.
     complete: bool,
     hits: usize,
     /// What other rules find that are as good.
@@ -142,13 +146,8 @@ struct Candidate<'a, 's> {
 }
 
 impl<'a, 's> Candidate<'a, 's> {
-    fn new(
-        rule: Rule<'a>,
-        names: Vec<Vec<&'s str>>,
-        wanted: &[Wanted],
-        shards: &'s Shards,
-        files: &Files<'s>,
-    ) -> Self {
+    fn new(rule: Rule<'a>, wanted: &[Wanted], shards: &'s Shards, files: &Files<'s>) -> Self {
+        let names: Vec<Vec<&str>> = wanted.iter().map(|w| hits(w, rule, files)).collect();
         let there = wanted.iter().zip(&names).all(|(weight, names)| {
             !names.is_empty() || weight.optional || tied(weight, rule, shards, files).is_some()
         });
@@ -157,6 +156,7 @@ impl<'a, 's> Candidate<'a, 's> {
         let hits = names.iter().filter(|names| !names.is_empty()).count();
         Candidate {
             rule,
+            apart,
             complete: there && apart,
             names,
             hits,

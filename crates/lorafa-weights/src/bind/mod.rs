@@ -8,7 +8,6 @@ use crate::names::{self, Lines};
 use crate::shards::{Shards, Tensor};
 use lorafa_ir::ops::{Data, Param, Role, Stored};
 use lorafa_ir::{DType, Graph, TensorType, ValueId};
-use lorafa_onnx::export::weights;
 use lorafa_onnx::external::{ExternalError, ExternalRef, ExternalStore};
 use matching::{Found, Matching};
 use std::collections::BTreeSet;
@@ -209,8 +208,8 @@ impl fmt::Display for Absent {
 #[error("{} parameters have no values; give the model's folder with --weights:\n{}", .0.len(), Lines(.0))]
 pub struct NoValues(pub Vec<Absent>);
 
-/// Refuses a graph in which a weight or a constant has no values: its file is not there or is no longer than it should be,
-/// or only a digest is known. Reads no values.
+/// Refuses a graph in which a weight or a constant has no values: its file is not there or too short, or only a digest is
+/// known. Reads no values.
 ///
 /// # Errors
 ///
@@ -233,9 +232,7 @@ pub fn missing(graph: &Graph, store: &ExternalStore) -> Result<(), NoValues> {
 fn absent(param: &Param, store: &ExternalStore) -> Option<String> {
     match &param.stored.data {
         Data::Inline(_) | Data::Init(_) | Data::Runtime => None,
-        Data::Digest(_) => weights::stored(param, store)
-            .err()
-            .map(|_| "only the digest of its values is known".to_string()),
+        Data::Digest(_) => Some("only the digest of its values is known".to_string()),
         Data::External(external) => {
             let size = param
                 .ty
