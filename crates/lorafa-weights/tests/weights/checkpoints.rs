@@ -224,7 +224,10 @@ fn everything_that_does_not_fit_is_listed_at_once() {
     assert_eq!(before, after, "a graph that does not fit is not changed");
 
     let conv = APART.replace("%model.fc.weight : f32[8,8]", "%model.fc.weight : f32[4,8]");
-    let conv = conv.replace("{trans_b} : f32[4,8] @model.fc", "{trans_b} : f32[4,4] @model.fc");
+    let conv = conv.replace(
+        "{trans_b} : f32[4,8] @model.fc",
+        "{trans_b} : f32[4,4] @model.fc",
+    );
     let conv = conv.replace("%lm_head.weight : f32[16,8]", "%lm_head.weight : f32[16,4]");
     let problems = problems(&conv, &shards);
     assert!(
