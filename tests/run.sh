@@ -1,6 +1,7 @@
 #!/bin/sh
 # Every test there is. Needs Rust, a C++ compiler, and Python 3 with pip: the onnxruntime run sets up its own environment
-# in .venv, and libtorch is installed into .libtorch (545 MB) unless LIBTORCH says where there is one.
+# in .venv, and libtorch is installed into .libtorch (545 MB) unless LIBTORCH says where there is one. What PEFT needs to load
+# what is saved is installed there, too (59 MB), next to a libtorch of its own if LIBTORCH names another.
 set -eu
 cd "$(dirname "$0")/.."
 step() { printf '\n== %s\n' "$*"; "$@"; }
@@ -18,3 +19,4 @@ step cargo doc --locked -p lorafa-exec --features torch --no-deps
 step cargo test --locked -p lorafa-exec --features torch
 step cargo build --locked --release -p lorafa-cli
 step tests/conformance/run.sh --bin target/release/lorafa-opt
+step tests/peft/load.sh

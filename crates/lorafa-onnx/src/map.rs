@@ -1,4 +1,4 @@
-//! The crate's one memory map.
+//! The one memory map.
 
 use std::fs::File;
 use std::io;
@@ -7,8 +7,14 @@ use bytes::Bytes;
 use memmap2::Mmap;
 
 /// The file's content, paged in as it is read; empty for an empty file, which cannot be mapped.
+///
+/// Nothing may truncate or rewrite the file while the result, or a slice of it, is alive; replacing it by a rename is safe.
+///
+/// # Errors
+///
+/// What the operating system says.
 #[allow(unsafe_code)]
-pub(crate) fn map_file(file: &File) -> io::Result<Bytes> {
+pub fn map_file(file: &File) -> io::Result<Bytes> {
     if file.metadata()?.len() == 0 {
         return Ok(Bytes::new());
     }

@@ -1,1 +1,49 @@
-//! Weights in safetensors files: Hugging Face shards in, PEFT adapters and merged models out.
+//! Weights in safetensors files: Hugging Face checkpoints in, PEFT adapters and merged models out.
+//!
+//! ```text
+//! model folder ──Shards::open──▶ Shards ──bind──────▶ Graph ──training──▶ Values ──peft::write──▶ adapter folder
+//! adapter folder ──peft::read──▶ Saved ──peft::bind──▶  │                   └─────merge::write──▶ model folder
+//! ```
+//!
+//! Files are memory-mapped, and a weight of the graph is a slice of the map: nothing is copied, and nothing converted, before
+//! a value is used. What is written is written to the disk under another name first, and gets its own when it is whole.
+//!
+//! | to | go to |
+//! |---|---|
+//! | open a checkpoint | [`shards`] |
+//! | know how names are matched, or handle another spelling | [`mod@bind`], [`names`] |
+//! | read or write adapters, or one more field of their configuration | [`peft`] |
+//! | write a model with its adapters merged | [`merge`] |
+//! | write any folder whole or not at all | [`atomic_dir`] |
+//! | change a message | [`error`] |
+//!
+//! ```no_run
+//! use lorafa_weights::{Values, peft, shards::Shards};
+//! # use lorafa_onnx::external::ExternalStore;
+//!
+//! # fn f(mut graph: lorafa_ir::Graph) -> Result<(), Box<dyn std::error::Error>> {
+//! println!("{}", lorafa_weights::bind(&mut graph, &Shards::open("llama-2-7b")?)?);
+//! let store = ExternalStore::new(".");
+//! lorafa_weights::missing(&graph, &store)?;
+//! let values = Values { store: &store, trained: &|_| None };
+//! peft::write("adapter", &graph, values, peft::Info::default())?;
+//! # Ok(())
+//! # }
+//! ```
+
+mod adapters;
+pub mod atomic_dir;
+pub mod bind;
+mod dtype;
+pub mod error;
+pub mod merge;
+pub mod names;
+pub mod peft;
+mod safetensors_file;
+pub mod shards;
+mod values;
+mod weight;
+
+pub use bind::{bind, missing};
+pub use error::{SaveError, WeightsError};
+pub use values::Values;

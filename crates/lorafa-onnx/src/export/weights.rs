@@ -198,6 +198,26 @@ impl Writer<'_> {
 /// [`ExportError::Values`] if the graph does not say what they are, or says it of another number of elements;
 /// [`ExportError::Weight`] if they cannot be read.
 pub fn values(param: &Param, store: &ExternalStore) -> Result<Bytes, ExportError> {
+    if let Data::Init(init) = &param.stored.data {
+        return initial(param, *init);
+    }
+    let mut bytes = stored(param, store)?;
+    if param.stored.transposed {
+        let row = dims(&param.ty).first().copied().unwrap_or(0);
+        bytes = transpose(&bytes, row as usize, param.stored.dtype.size() as usize).into();
+    }
+    if param.stored.dtype != param.ty.dtype {
+        bytes = convert(&bytes, param.stored.dtype, param.ty.dtype).into();
+    }
+    Ok(bytes)
+}
+
+/// A parameter's values as its source holds them, not copied: in the element type and the order that
+/// [`Stored`](lorafa_ir::ops::Stored) says. First values that are drawn have the parameter's own type and order.
+///
+/// # Errors
+/// As [`values`].
+pub fn stored(param: &Param, store: &ExternalStore) -> Result<Bytes, ExportError> {
     let bytes = match &param.stored.data {
         Data::Inline(bytes) => bytes.clone(),
         Data::External(external) => {
@@ -215,14 +235,6 @@ pub fn values(param: &Param, store: &ExternalStore) -> Result<Bytes, ExportError
     };
     // Refuses another number of bytes than the stored type needs.
     encode(param, &stored_type(param)?, bytes.clone())?;
-    let mut bytes = bytes;
-    if param.stored.transposed {
-        let row = dims(&param.ty).first().copied().unwrap_or(0);
-        bytes = transpose(&bytes, row as usize, param.stored.dtype.size() as usize).into();
-    }
-    if param.stored.dtype != param.ty.dtype {
-        bytes = convert(&bytes, param.stored.dtype, param.ty.dtype).into();
-    }
     Ok(bytes)
 }
 

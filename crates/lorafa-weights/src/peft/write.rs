@@ -1,0 +1,154 @@
+//! Adapters as PEFT loads them.
+
+use super::config::{Config, Number, Pairs};
+use super::{CONFIG, patterns};
+use crate::adapters::{Adapted, adapted};
+use crate::atomic_dir::StagedDir;
+use crate::error::SaveError;
+use crate::names::{PEFT_PREFIX, plain, saved_module};
+use crate::safetensors_file::{self, Entry};
+use crate::shards::ADAPTER;
+use crate::values::Values;
+use crate::weight::{self, Layout};
+use lorafa_ir::Graph;
+use lorafa_ir::ops::Param;
+use lorafa_passes::attach_loss::LossKind;
+use serde_json::json;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+/// What a graph does not say about its adapters.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Info<'a> {
+    /// The name or folder of the adapted model.
+    pub base_model: Option<&'a str>,
+    /// What the model was trained for.
+    pub loss: Option<LossKind>,
+    /// The probability that an adapter's input was dropped in training.
+    pub dropout: f64,
+}
+
+/// Writes the adapters of `graph` to the folder `dir`, whole or not at all. A folder that is there is replaced if it holds
+/// an adapter and nothing else.
+///
+/// # Errors
+///
+/// [`SaveError`]; there are no adapters, their values cannot be had, or the folder cannot be written.
+pub fn write(
+    dir: impl AsRef<Path>,
+    graph: &Graph,
+    values: Values<'_>,
+    info: Info<'_>,
+) -> Result<(), SaveError> {
+    let adapters = adapted(graph)?;
+    if adapters.is_empty() {
+        return Err(SaveError::NoAdapters);
+    }
+    let config = config(graph, &adapters, info);
+    let mut json = serde_json::to_vec_pretty(&config).map_err(SaveError::Json)?;
+    json.push(b'\n');
+    let mut entries: Vec<(Entry, &Param)> = Vec::new();
+    for adapter in &adapters {
+        for (which, (_, param)) in [("A", adapter.a), ("B", adapter.b)] {
+            let name = format!("{PEFT_PREFIX}{}.lora_{which}.weight", adapter.module);
+            entries.push((entry(name, param, values), param));
+        }
+    }
+    for (_, param) in graph.params() {
+        if param.is_weight() && saved_module(&param.name).is_some() {
+            let name = format!("{PEFT_PREFIX}{}", plain(&param.name));
+            entries.push((entry(name, param, values), param));
+        }
+    }
+    let staged = StagedDir::new(dir, |name| name == CONFIG || name == ADAPTER)?;
+    staged.file(CONFIG, &json)?;
+    let indexed = entries.iter().enumerate();
+    let indexed = indexed.map(|(i, (entry, _))| (entry.clone(), i)).collect();
+    safetensors_file::write(staged.create(ADAPTER)?, indexed, |i, file| {
+        Ok(file.write(&values.get(entries[i].1)?.in_order())?)
+    })?;
+    Ok(staged.commit()?)
+}
+
+fn entry(name: String, param: &Param, values: Values<'_>) -> Entry {
+    Entry {
+        name,
+        dtype: values.dtype(param),
+        shape: param.ty.known_shape().unwrap_or_default().to_vec(),
+    }
+}
+
+fn config(graph: &Graph, adapters: &[Adapted], info: Info<'_>) -> Config {
+    let ranks: BTreeMap<&str, u64> = adapters.iter().map(|a| (&*a.module, a.rank)).collect();
+    let alphas = adapters
+        .iter()
+        .map(|a| (&*a.module, alpha(a.scale, a.rank)));
+    let alphas: BTreeMap<&str, f64> = alphas.collect();
+    let (rank, rank_pattern) = patterns::pattern(&ranks);
+    let (alpha, alpha_pattern) = patterns::pattern(&alphas);
+    let alpha_pattern = alpha_pattern.0.into_iter().map(|(key, a)| (key, Number(a)));
+    let saved = graph.params().filter(|(_, p)| p.is_weight());
+    let saved: BTreeSet<String> = saved.filter_map(|(_, p)| saved_module(&p.name)).collect();
+    // PEFT looks for targets outside of the modules that it saves.
+    let outside = |module: &String| {
+        let inside = |s: &String| format!(".{module}.").contains(&format!(".{s}."));
+        !saved.iter().any(inside)
+    };
+    let known = patterns::known_modules(graph)
+        .into_iter()
+        .filter(outside)
+        .collect();
+    let (names, excluded) = patterns::target_modules(&ranks.keys().copied().collect(), &known);
+    let conv1d = |a: &Adapted| weight::layout(graph, &a.module) == Some(Layout::InOut);
+    Config {
+        alpha_pattern: Pairs(alpha_pattern.collect()),
+        base_model_name_or_path: info.base_model.map(str::to_string),
+        bias: "none".to_string(),
+        exclude_modules: (!excluded.is_empty()).then(|| json!(excluded)),
+        fan_in_fan_out: adapters.iter().any(conv1d),
+        inference_mode: true,
+        init_lora_weights: json!(true),
+        lora_alpha: Number(alpha.unwrap_or(1.0)),
+        lora_dropout: info.dropout,
+        modules_to_save: (!saved.is_empty()).then(|| saved.into_iter().collect()),
+        peft_type: "LORA".to_string(),
+        r: rank.unwrap_or(1),
+        rank_pattern,
+        target_modules: Some(json!(names)),
+        task_type: info.loss.map(|loss| task(loss).to_string()),
+        use_dora: false,
+        use_rslora: false,
+    }
+}
+
+/// The numerator for which PEFT gets the scale. An exporter writes scales as f32: where a whole number gives the same f32,
+/// that is what was asked for.
+fn alpha(scale: f64, rank: u64) -> f64 {
+    let alpha = scale * rank as f64;
+    let whole = alpha.round();
+    match (whole / rank as f64) as f32 == scale as f32 {
+        true => whole,
+        false => alpha,
+    }
+}
+
+fn task(loss: LossKind) -> &'static str {
+    match loss {
+        LossKind::CausalLm => "CAUSAL_LM",
+        LossKind::SeqCls => "SEQ_CLS",
+        LossKind::Seq2Seq => "SEQ_2_SEQ_LM",
+        LossKind::TokenCls => "TOKEN_CLS",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::alpha;
+
+    #[test]
+    fn alpha_is_what_was_asked_for_or_exact() {
+        assert_eq!(alpha(f64::from(16.0f32 / 3.0), 3), 16.0);
+        assert_eq!(alpha(2.0, 4), 8.0);
+        assert_eq!(alpha(0.3, 4), 1.2);
+    }
+}
