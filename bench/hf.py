@@ -237,7 +237,8 @@ def main() -> None:
         "adapter_dtype": args.adapter_dtype if adapters else None, "batch": args.batch, "seq": args.seq,
         "rank": args.rank if adapters else None, "device": args.device, "device_name": device_name(device),
         "steps": args.steps, "warmup": args.warmup, "attention": args.attention,
-        "memory": dict.fromkeys(("planned_peak", "allocated_peak", "reserved_peak", "device_peak")), "step_seconds": None, "tokens_per_second": None, "flops_per_second": None, "loss": None,
+        "memory": dict.fromkeys(("planned_peak", "allocated_peak", "reserved_peak", "device_peak")),
+        "step_seconds": None, "tokens_per_second": None, "flops_per_second": None, "loss": None,
         "trained_parameters": None}
     try:
         result |= measure(args, device)
