@@ -14,9 +14,13 @@ step cargo doc --locked --workspace --no-deps
 step cargo test --locked --workspace
 LIBTORCH="$(crates/lorafa-exec/setup.sh)"
 export LIBTORCH
-step cargo clippy --locked -p lorafa-exec --features torch --all-targets -- -D warnings
-step cargo doc --locked -p lorafa-exec --features torch --no-deps
+# The crates that know libtorch again, with it.
+torch="-p lorafa-exec -p lorafa-train -p lorafa-cli --features lorafa-exec/torch,lorafa-train/torch,lorafa-cli/torch"
+step cargo clippy --locked $torch --all-targets -- -D warnings
+step cargo doc --locked $torch --no-deps
 step cargo test --locked -p lorafa-exec --features torch
-step cargo build --locked --release -p lorafa-cli
+step cargo test --locked -p lorafa-cli --features torch --bins --test train
+step cargo build --locked --release -p lorafa-cli --features torch
+step bench/smoke.sh --bin target/release/lorafa-opt
 step tests/conformance/run.sh --bin target/release/lorafa-opt
 step tests/peft/load.sh

@@ -32,5 +32,7 @@ mod torch {
         println!("cargo:rustc-link-lib=torch_cpu");
         println!("cargo:rustc-link-lib=c10");
         println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
+        // For the build scripts of dependents, as DEP_LORAFA_SHIM_LIBTORCH.
+        println!("cargo:libtorch={}", lib.display());
     }
 }

@@ -1,5 +1,9 @@
 //! The command line.
 
+mod run;
+
+pub use run::{BenchArgs, DataArgs, DecayArg, HeldOut, MachineArgs, RunArgs, TrainArgs};
+
 use crate::optimizer::OptimizerArgs;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use lorafa_ir::DType;
@@ -20,7 +24,8 @@ use std::path::PathBuf;
     version,
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
-    after_help = "Exit status: 0 done, 2 not done, with one message on standard error and nothing written."
+    after_help = "Exit status: 0 done; 2 not done, with one message on standard error and nothing written; 3 the step does \
+                  not fit into the device's memory; 130 training was interrupted and saved."
 )]
 pub struct Cli {
     /// What to do instead of the main job.
@@ -36,7 +41,11 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Print the graph as text after a pass.
-    Dump(DumpArgs),
+    Dump(Box<DumpArgs>),
+    /// Train through libtorch, in exactly the memory that the report shows.
+    Train(Box<TrainArgs>),
+    /// Run steps through libtorch, and say what they take beside what was planned.
+    Bench(Box<BenchArgs>),
 }
 
 /// `lorafa-opt MODEL`.
@@ -100,7 +109,7 @@ pub struct DumpArgs {
 }
 
 /// How to train a model.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub struct TrainingArgs {
     /// What to write; the report shows all three.
     #[arg(long, value_enum, default_value_t = MethodArg::LoraFa)]
@@ -139,7 +148,7 @@ pub struct TrainingArgs {
 const MAX_DIM: i64 = 1 << 31;
 
 /// How to inject adapters.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Adapters")]
 pub struct LoraArgs {
     /// Rank of the adapters; needed for a model that has none.

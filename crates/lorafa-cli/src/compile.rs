@@ -127,6 +127,48 @@ pub fn compile(model: &ModelFile, args: &TrainingArgs) -> Result<Compiled, Error
     })
 }
 
+/// A model compiled for one method.
+#[derive(Debug)]
+pub struct Single {
+    /// What the dimensions were bound to.
+    pub dims: Dims,
+    /// The step.
+    pub step: Step,
+    /// The loss, in words.
+    pub loss: String,
+    /// What the user should know though nothing is wrong.
+    pub warnings: Vec<String>,
+}
+
+/// Compiles a model for the method that `args` name.
+///
+/// # Errors
+///
+/// As [`compile`].
+pub fn single(model: &ModelFile, args: &TrainingArgs) -> Result<Single, Error> {
+    let mut graph = import(model)?;
+    let dims = dims::resolve(&graph, args).map_err(Error::Args)?;
+    let mut cx = PassCx::new(options(args, &dims)?);
+    run(registry::PREPARE, &mut graph, &mut cx)?;
+    let alone = args.method == MethodArg::Full;
+    refuse_flags_of_injection(&graph, args, alone && graph.adapters().is_empty())?;
+    let loss = describe_loss(&graph, args);
+    for stage in registry::stages(cx.options.method).iter().skip(1) {
+        run(stage, &mut graph, &mut cx)?;
+    }
+    Ok(Single {
+        dims,
+        step: step(cx.options.method, graph)?,
+        loss,
+        warnings: cx.warnings,
+    })
+}
+
+/// The element type of most bytes of weights, as the report prints it.
+pub fn dtype(graph: &Graph) -> Option<String> {
+    main_dtype(graph).map(|dtype| dtype.to_string())
+}
+
 /// The model's own loss, or the one that will be attached.
 fn describe_loss(graph: &Graph, args: &TrainingArgs) -> String {
     if let Some(loss) = graph.loss() {

@@ -32,7 +32,76 @@ pub enum Error {
     /// The flags contradict each other or the model.
     #[error("{0}")]
     Args(String),
+    /// The plan does not fit into the device's free memory.
+    #[error("{0}")]
+    DoesNotFit(String),
+    /// Ctrl-C: what was done is saved.
+    #[error("{0}")]
+    Interrupted(String),
+    /// A folder for results cannot be made.
+    #[error("cannot make the folder {}: {error}", .path.display())]
+    Folder {
+        /// The folder.
+        path: std::path::PathBuf,
+        /// What the operating system said.
+        error: std::io::Error,
+    },
+    /// The step cannot be run.
+    #[cfg(feature = "torch")]
+    #[error(transparent)]
+    Exec(#[from] lorafa_exec::ExecError),
+    /// Training data cannot be read.
+    #[cfg(feature = "torch")]
+    #[error(transparent)]
+    Data(#[from] lorafa_data::DataError),
+    /// Weights or adapters cannot be read.
+    #[cfg(feature = "torch")]
+    #[error(transparent)]
+    Weights(#[from] lorafa_weights::WeightsError),
+    /// Weights that no file has.
+    #[cfg(feature = "torch")]
+    #[error(transparent)]
+    NoValues(#[from] lorafa_weights::bind::NoValues),
+    /// Adapters or models cannot be written.
+    #[cfg(feature = "torch")]
+    #[error(transparent)]
+    Save(#[from] lorafa_weights::SaveError),
+    /// A run could not begin or go on.
+    #[cfg(feature = "torch")]
+    #[error(transparent)]
+    Train(#[from] lorafa_train::TrainError),
     /// Standard output cannot be written.
     #[error("cannot write to standard output: {0}")]
     Output(#[from] std::io::Error),
+}
+
+impl Error {
+    /// A folder that cannot be made.
+    #[cfg(feature = "torch")]
+    pub(crate) fn folder(path: &std::path::Path, error: std::io::Error) -> Self {
+        Error::Folder {
+            path: path.to_owned(),
+            error,
+        }
+    }
+
+    /// Whether a smaller step or a larger device would do.
+    pub fn is_out_of_memory(&self) -> bool {
+        match self {
+            Error::DoesNotFit(_) => true,
+            #[cfg(feature = "torch")]
+            Error::Exec(lorafa_exec::ExecError::OutOfMemory { .. }) => true,
+            _ => false,
+        }
+    }
+
+    /// The exit status of a process that ends with this.
+    pub fn status(&self) -> u8 {
+        match self {
+            error if error.is_out_of_memory() => 3,
+            // As a shell has it for a process that SIGINT ended.
+            Error::Interrupted(_) => 130,
+            _ => 2,
+        }
+    }
 }

@@ -7,18 +7,32 @@
 //! | [`compile`] | the main job: model file → three training steps with plans |
 //! | [`output`] | the written files |
 //! | [`report`], [`json`] | the report, for people and for programs |
+//! | `train`, `bench` | what runs a step, with the feature `torch`; `machine` and `weights` are what both begin with |
+//! | `watch`, `metrics` | what is seen of a run: the progress bar and the log |
 //!
 //! Nothing but this crate prints.
 
 pub mod args;
+#[cfg(feature = "torch")]
+mod bench;
 pub mod compile;
 pub mod dims;
 pub mod error;
 pub mod json;
+#[cfg(feature = "torch")]
+mod machine;
+#[cfg(feature = "torch")]
+mod metrics;
 pub mod optimizer;
 pub mod output;
 pub mod report;
+#[cfg(feature = "torch")]
+mod train;
 pub mod units;
+#[cfg(feature = "torch")]
+mod watch;
+#[cfg(feature = "torch")]
+mod weights;
 
 pub use error::Error;
 
@@ -29,6 +43,12 @@ use lorafa_plan::MethodReport;
 use std::io::{ErrorKind, Write};
 use std::path::Path;
 
+/// What to do about a command that takes libtorch.
+#[cfg(not(feature = "torch"))]
+const WITHOUT_TORCH: &str = "this lorafa-opt was built without libtorch, which `train` and `bench` run on. In a clone of the \
+                             project: export LIBTORCH=\"$(crates/lorafa-exec/setup.sh)\" (545 MB, once), then \
+                             cargo install --path crates/lorafa-cli --features torch";
+
 /// Does what the command line asks for; what is for standard output goes to `out`.
 ///
 /// # Errors
@@ -37,6 +57,12 @@ use std::path::Path;
 pub fn run(cli: &Cli, out: &mut dyn Write) -> Result<(), Error> {
     match (&cli.command, &cli.compile.model) {
         (Some(Command::Dump(args)), _) => dump(args, out),
+        #[cfg(feature = "torch")]
+        (Some(Command::Train(args)), _) => train::train(args, out),
+        #[cfg(feature = "torch")]
+        (Some(Command::Bench(args)), _) => bench::bench(args, out),
+        #[cfg(not(feature = "torch"))]
+        (Some(Command::Train(_) | Command::Bench(_)), _) => Err(Error::Args(WITHOUT_TORCH.into())),
         (None, Some(model)) => main_job(model, &cli.compile, out),
         (None, None) => Err(Error::Args("give a model; see --help".into())),
     }

@@ -6,9 +6,6 @@ use lorafa_cli::{Error, run};
 use std::io::{ErrorKind, Write, stderr, stdout};
 use std::process::ExitCode;
 
-/// Not done: one message is on standard error, and nothing was written.
-const NOT_DONE: u8 = 2;
-
 fn main() -> ExitCode {
     let cli = Cli::parse();
     match run(&cli, &mut stdout().lock()) {
@@ -18,7 +15,7 @@ fn main() -> ExitCode {
         Err(error) => {
             // Where standard error is gone too, the exit status has to do.
             let _ = writeln!(stderr(), "lorafa-opt: {error}");
-            ExitCode::from(NOT_DONE)
+            ExitCode::from(error.status())
         }
     }
 }

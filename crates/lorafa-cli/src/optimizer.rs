@@ -5,7 +5,7 @@ use clap::{Args, ValueEnum};
 use lorafa_passes::attach_optimizer::{OptimizerKind, OptimizerOptions};
 
 /// How gradients change parameters.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Optimizer")]
 pub struct OptimizerArgs {
     /// `lorafa` is PEFT's, for the method lora-fa: AdamW on the gradient that brings B·A closest to

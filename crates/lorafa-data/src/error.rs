@@ -29,16 +29,21 @@ pub enum Place {
     Row(u64),
 }
 
+impl fmt::Display for Place {
+    /// As it follows the file's name.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Place::Whole => Ok(()),
+            Place::Line(line) => write!(f, ":{line}"),
+            Place::Row(row) => write!(f, ", row {row}"),
+        }
+    }
+}
+
 impl fmt::Display for DataError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(path) = &self.path {
-            write!(f, "{}", path.display())?;
-            match self.place {
-                Place::Whole => {}
-                Place::Line(line) => write!(f, ":{line}")?,
-                Place::Row(row) => write!(f, ", row {row}")?,
-            }
-            write!(f, ": ")?;
+            write!(f, "{}{}: ", path.display(), self.place)?;
         }
         write!(f, "{}", self.kind)
     }

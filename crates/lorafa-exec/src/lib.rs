@@ -22,6 +22,7 @@
 //! | hold measured memory against the plan | `trace` |
 //! | find what is not finite | `finite` |
 //! | know what an op calls | `kernels`, one op family a file as in [`lorafa_ir::ops`] |
+//! | fill what PEFT's LoRA-FA optimizer needs of A | `inverse` |
 //! | move bytes between host and device | `transfer`, and nowhere else |
 //! | call libtorch | `shim`: the dispatcher, inference mode, the allocation tracer, CUDA |
 //!
@@ -38,6 +39,8 @@ pub mod error;
 mod finite;
 #[cfg(feature = "torch")]
 mod host;
+#[cfg(feature = "torch")]
+pub mod inverse;
 #[cfg(feature = "torch")]
 mod kernels;
 #[cfg(feature = "torch")]
@@ -59,6 +62,8 @@ mod view;
 pub use device::{Device, DeviceMemory, OpenDevice, Peaks};
 #[cfg(feature = "torch")]
 pub use error::{ExecError, NonFinite};
+#[cfg(feature = "torch")]
+pub use inverse::write_inverses;
 #[cfg(feature = "torch")]
 pub use program::{Mode, Program};
 #[cfg(feature = "torch")]

@@ -1,1 +1,34 @@
-//! The training loop: schedules, checkpoints, metrics.
+//! The training loop.
+//!
+//! ```text
+//! Graph ──spec──▶ Spec ──▶ lorafa_data::Dataset ──Sampler──▶ batches ─┐
+//!                                                                   Trainer ──▶ Observer: loss, checkpoints
+//! Plan ──▶ lorafa_exec::Program ────────────────────────────────────┘  │
+//!                                     checkpoint-40/ ◀── Checkpoints ──┘
+//! ```
+//!
+//! | to | go to |
+//! |---|---|
+//! | know what data a step takes | [`inputs`] |
+//! | change learning rates | [`schedule`] |
+//! | know what a checkpoint holds, and when one is refused | [`checkpoint`] |
+//! | change the loop | `trainer` |
+//!
+//! The loop needs libtorch and the cargo feature `torch`, see `lorafa_exec`; the rest does not.
+
+pub mod checkpoint;
+pub mod error;
+pub mod inputs;
+pub mod schedule;
+#[cfg(feature = "torch")]
+pub mod store;
+#[cfg(feature = "torch")]
+pub mod trainer;
+
+pub use checkpoint::{Checkpoints, Identity, Progress, digest};
+pub use error::TrainError;
+pub use schedule::{Decay, Schedule};
+#[cfg(feature = "torch")]
+pub use store::trained_values;
+#[cfg(feature = "torch")]
+pub use trainer::{Observer, Outcome, Settings, Trainer, Update};

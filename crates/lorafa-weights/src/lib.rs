@@ -14,7 +14,7 @@
 //! | know how names are matched, or handle another spelling | [`mod@bind`], [`names`] |
 //! | read or write adapters, or one more field of their configuration | [`peft`] |
 //! | write a model with its adapters merged | [`merge`] |
-//! | write any folder whole or not at all | [`atomic_dir`] |
+//! | write any folder whole or not at all, any safetensors file piece by piece | [`atomic_dir`], [`safetensors_file`] |
 //! | change a message | [`error`] |
 //!
 //! ```no_run
@@ -39,7 +39,7 @@ pub mod error;
 pub mod merge;
 pub mod names;
 pub mod peft;
-mod safetensors_file;
+pub mod safetensors_file;
 pub mod shards;
 mod values;
 mod weight;

@@ -9,26 +9,30 @@ use std::collections::HashMap;
 
 /// What a file says of a tensor before its values.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Entry {
-    pub(crate) name: String,
-    pub(crate) dtype: DType,
-    pub(crate) shape: Vec<u64>,
+pub struct Entry {
+    /// Its name.
+    pub name: String,
+    /// Its element type.
+    pub dtype: DType,
+    /// Its shape.
+    pub shape: Vec<u64>,
 }
 
 impl Entry {
     /// Bytes of its values.
-    pub(crate) fn bytes(&self) -> u64 {
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
         self.shape.iter().product::<u64>() * self.dtype.size()
     }
 }
 
 /// Writes a file of tensors in the order that safetensors itself gives them: the largest elements first, then by name.
-/// `write` writes the values of one.
+/// `write` writes the values of one, which it is given by the number that came with its entry.
 ///
 /// # Errors
 ///
 /// [`SaveError`], of the file or of `write`.
-pub(crate) fn write(
+pub fn write(
     mut file: StagedFile,
     mut entries: Vec<(Entry, usize)>,
     mut write: impl FnMut(usize, &mut StagedFile) -> Result<(), SaveError>,

@@ -14,7 +14,7 @@ mod write;
 
 pub use config::Config;
 pub use read::{Saved, bind, read};
-pub use write::{Info, write};
+pub use write::{Info, stage, write};
 
 /// The file with ranks, scales and targets.
 pub(crate) const CONFIG: &str = "adapter_config.json";

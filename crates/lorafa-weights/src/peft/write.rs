@@ -40,6 +40,22 @@ pub fn write(
     values: Values<'_>,
     info: Info<'_>,
 ) -> Result<(), SaveError> {
+    let staged = StagedDir::new(dir, |name| name == CONFIG || name == ADAPTER)?;
+    stage(&staged, graph, values, info)?;
+    Ok(staged.commit()?)
+}
+
+/// Writes what [`write()`] writes into a folder that holds other files, too.
+///
+/// # Errors
+///
+/// As [`write()`].
+pub fn stage(
+    staged: &StagedDir,
+    graph: &Graph,
+    values: Values<'_>,
+    info: Info<'_>,
+) -> Result<(), SaveError> {
     let adapters = adapted(graph)?;
     if adapters.is_empty() {
         return Err(SaveError::NoAdapters);
@@ -60,14 +76,12 @@ pub fn write(
             entries.push((entry(name, param, values), param));
         }
     }
-    let staged = StagedDir::new(dir, |name| name == CONFIG || name == ADAPTER)?;
     staged.file(CONFIG, &json)?;
     let indexed = entries.iter().enumerate();
     let indexed = indexed.map(|(i, (entry, _))| (entry.clone(), i)).collect();
     safetensors_file::write(staged.create(ADAPTER)?, indexed, |i, file| {
         Ok(file.write(&values.get(entries[i].1)?.in_order())?)
-    })?;
-    Ok(staged.commit()?)
+    })
 }
 
 fn entry(name: String, param: &Param, values: Values<'_>) -> Entry {

@@ -1,0 +1,194 @@
+//! Checkpoints: everything by which a run goes on as if it had not stopped.
+//!
+//! ```text
+//! SAVE/checkpoint-40/
+//!   state.json               which run this is, and how far it has come
+//!   trained.safetensors      adapters and every other trained parameter, by name
+//!   optimizer.safetensors    moments
+//!   adapter_model.safetensors, adapter_config.json    the adapter as PEFT loads it, if there is one
+//! ```
+//!
+//! A checkpoint appears by a rename once all of it is on the disk.
+
+use lorafa_data::Position;
+use lorafa_ir::Graph;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::error::TrainError;
+
+/// What the names of checkpoints begin with; the number of updates follows.
+pub(crate) const PREFIX: &str = "checkpoint-";
+
+/// The form of `state.json`.
+pub(crate) const FORMAT: u64 = 1;
+
+pub(crate) const STATE: &str = "state.json";
+/// Which run this is. A checkpoint of a run with another identity is refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// What is trained, in words: `model.onnx · lora-fa · bf16 · batch 4 · seq 1024`.
+    pub step: String,
+    /// Digest of the step's graph.
+    pub graph: String,
+    /// Bytes of the planned arena.
+    pub arena: u64,
+    /// Digest of the training data.
+    pub data: String,
+    /// Seed of the order of the data; none if they are taken as they come.
+    pub seed: Option<u64>,
+    /// Micro-batches an update.
+    pub accumulate: u64,
+}
+
+impl Identity {
+    /// What differs, in words.
+    fn differs(&self, other: &Identity) -> Vec<String> {
+        let mut found = Vec::new();
+        if self.step != other.step {
+            found.push(format!("it trains {}, this run {}", other.step, self.step));
+        } else if self.graph != other.graph {
+            found.push("the model is another, or flags that change its step are".into());
+        } else if self.arena != other.arena {
+            let (theirs, ours) = (other.arena, self.arena);
+            found.push(format!("its plan takes {theirs} B, this one's {ours} B"));
+        }
+        if self.data != other.data {
+            found.push("the training data are others, or are cut or packed otherwise".into());
+        }
+        let seed =
+            |seed: Option<u64>| seed.map_or("no shuffling".into(), |n| format!("--seed {n}"));
+        if self.seed != other.seed {
+            let (theirs, ours) = (seed(other.seed), seed(self.seed));
+            found.push(format!("it has {theirs}, this run {ours}"));
+        }
+        if self.accumulate != other.accumulate {
+            let (theirs, ours) = (other.accumulate, self.accumulate);
+            found.push(format!("it has --accumulate {theirs}, this run {ours}"));
+        }
+        found
+    }
+}
+
+/// How far a run has come.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Updates done.
+    pub updates: u64,
+    /// Steps done, over all micro-batches: dropout masks follow from it.
+    pub steps: u64,
+    /// Where the data go on.
+    pub position: Position,
+    /// Tokens seen, padding left out.
+    pub tokens: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+pub(crate) struct State {
+    pub format: u64,
+    pub identity: Identity,
+    pub progress: Progress,
+}
+
+/// The checkpoints of a run.
+#[derive(Debug, Clone)]
+pub struct Checkpoints {
+    pub(crate) folder: PathBuf,
+    keep: usize,
+}
+
+impl Checkpoints {
+    /// Those in a folder, of which the newest `keep` stay.
+    #[must_use]
+    pub fn new(folder: impl Into<PathBuf>, keep: usize) -> Self {
+        Self {
+            folder: folder.into(),
+            keep: keep.max(1),
+        }
+    }
+
+    /// The newest, if there is one.
+    ///
+    /// # Errors
+    /// The folder cannot be read; one that is not there has none.
+    pub fn latest(&self) -> Result<Option<PathBuf>, TrainError> {
+        Ok(self.all()?.pop().map(|(_, path)| path))
+    }
+
+    /// All of them with their updates, oldest first.
+    fn all(&self) -> Result<Vec<(u64, PathBuf)>, TrainError> {
+        let failed = |error| TrainError::Folder {
+            path: self.folder.clone(),
+            error,
+        };
+        let entries = match fs::read_dir(&self.folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(failed)?,
+        };
+        let mut found = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(failed)?;
+            let name = entry.file_name();
+            let updates = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
+            if let Some(updates) = updates.and_then(|text| text.parse().ok()) {
+                found.push((updates, entry.path()));
+            }
+        }
+        found.sort();
+        Ok(found)
+    }
+
+    /// Removes all but the newest. A folder goes under another name first: what bears a checkpoint's name is one.
+    ///
+    /// # Errors
+    /// A folder that cannot be removed.
+    pub fn prune(&self) -> Result<(), TrainError> {
+        let mut all = self.all()?;
+        all.truncate(all.len().saturating_sub(self.keep));
+        for (_, path) in all {
+            let doomed = self.folder.join(".removed-checkpoint");
+            let removed = fs::rename(&path, &doomed).and_then(|()| fs::remove_dir_all(&doomed));
+            removed.map_err(|error| TrainError::Folder { path, error })?;
+        }
+        Ok(())
+    }
+
+    /// Reads how far the run of a checkpoint has come, after making sure that it is this run.
+    ///
+    /// # Errors
+    /// A damaged checkpoint, and one of another run.
+    pub fn progress(&self, path: &Path, identity: &Identity) -> Result<Progress, TrainError> {
+        let file = path.join(STATE);
+        let damaged = |why: String| TrainError::Checkpoint {
+            path: file.clone(),
+            why,
+        };
+        let text = fs::read(&file).map_err(|error| damaged(error.to_string()))?;
+        let state: State = serde_json::from_slice(&text)
+            .map_err(|error| damaged(format!("this is no state of a run: {error}")))?;
+        if state.format != FORMAT {
+            return Err(damaged(format!(
+                "its format is {}, this version reads {FORMAT}",
+                state.format
+            )));
+        }
+        let differs = identity.differs(&state.identity);
+        if !differs.is_empty() {
+            return Err(TrainError::OtherRun {
+                path: path.to_owned(),
+                differs,
+            });
+        }
+        Ok(state.progress)
+    }
+}
+
+/// A digest of a step: of every op, its operands, types and attributes, and of weights that are in the graph itself.
+#[must_use]
+pub fn digest(graph: &Graph) -> String {
+    let digest = Sha256::digest(graph.to_string().as_bytes());
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}

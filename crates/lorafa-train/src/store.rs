@@ -1,0 +1,183 @@
+//! What a checkpoint takes from a step's memory and gives back to it.
+
+use crate::checkpoint::{Checkpoints, FORMAT, Identity, PREFIX, Progress, STATE, State};
+use crate::error::TrainError;
+use lorafa_exec::Program;
+use lorafa_ir::ops::Role;
+use lorafa_ir::{Graph, TensorType};
+use lorafa_onnx::external::ExternalStore;
+use lorafa_weights::atomic_dir::StagedDir;
+use lorafa_weights::safetensors_file::{self, Entry};
+use lorafa_weights::shards::Shards;
+use lorafa_weights::{SaveError, Values, peft};
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+const TRAINED: &str = "trained.safetensors";
+const OPTIMIZER: &str = "optimizer.safetensors";
+
+/// What a file of a checkpoint holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    /// Adapters, a frozen A as much as B, and every other trained parameter.
+    Trained,
+    /// The optimizer's state.
+    Optimizer,
+}
+
+impl Part {
+    const ALL: [Part; 2] = [Part::Trained, Part::Optimizer];
+
+    fn file(self) -> &'static str {
+        match self {
+            Part::Trained => TRAINED,
+            Part::Optimizer => OPTIMIZER,
+        }
+    }
+
+    fn params(self, graph: &Graph) -> Vec<(Arc<str>, TensorType)> {
+        let adapters = graph.adapters().iter().flat_map(|a| [a.a, a.b]);
+        let adapters: BTreeSet<_> = adapters.collect();
+        let params = graph.params().filter(|(value, param)| match self {
+            Part::Optimizer => param.role == Role::OptState,
+            Part::Trained => param.role == Role::Trained || adapters.contains(value),
+        });
+        params
+            .map(|(_, p)| (p.name.clone(), p.ty.clone()))
+            .collect()
+    }
+}
+
+/// Values of a graph that is being trained, as files of weights are made of them.
+///
+/// A parameter that cannot be read from the device is as the graph says, which is refused where its size differs.
+pub fn trained_values<'a>(
+    graph: &Graph,
+    program: &'a Program,
+) -> impl Fn(&str) -> Option<(lorafa_ir::DType, bytes::Bytes)> + 'a {
+    let names: BTreeSet<Arc<str>> = {
+        let params = Part::Trained.params(graph).into_iter();
+        params.map(|(name, _)| name).collect()
+    };
+    move |name| {
+        if !names.contains(name) {
+            return None;
+        }
+        let (ty, bytes) = program.param(name).ok()?;
+        Some((ty.dtype, bytes.into()))
+    }
+}
+
+impl Checkpoints {
+    /// Writes a checkpoint, and removes those that are not to be kept.
+    ///
+    /// # Errors
+    /// A full disk and the like; there is no part of the checkpoint then, and those before it are as they were.
+    pub fn save(
+        &self,
+        graph: &Graph,
+        program: &Program,
+        store: &ExternalStore,
+        identity: &Identity,
+        progress: &Progress,
+        info: peft::Info<'_>,
+    ) -> Result<PathBuf, TrainError> {
+        let failed = |error| TrainError::Folder {
+            path: self.folder.clone(),
+            error,
+        };
+        fs::create_dir_all(&self.folder).map_err(failed)?;
+        let path = self.folder.join(format!("{PREFIX}{}", progress.updates));
+        let staged = StagedDir::new(&path, |_| true)?;
+        for part in Part::ALL {
+            write(part, graph, program, &staged)?;
+        }
+        if !graph.adapters().is_empty() {
+            let trained = trained_values(graph, program);
+            let values = Values {
+                store,
+                trained: &trained,
+            };
+            peft::stage(&staged, graph, values, info)?;
+        }
+        let state = State {
+            format: FORMAT,
+            identity: identity.clone(),
+            progress: progress.clone(),
+        };
+        let mut json = serde_json::to_vec_pretty(&state).map_err(SaveError::Json)?;
+        json.push(b'\n');
+        staged.file(STATE, &json)?;
+        staged.commit()?;
+        self.prune()?;
+        Ok(path)
+    }
+
+    /// Brings a step's memory to where a checkpoint was taken.
+    ///
+    /// # Errors
+    /// As [`progress`](Self::progress), and files that do not fit the step.
+    pub fn restore(
+        &self,
+        path: &Path,
+        identity: &Identity,
+        graph: &Graph,
+        program: &mut Program,
+    ) -> Result<Progress, TrainError> {
+        let progress = self.progress(path, identity)?;
+        for part in Part::ALL {
+            let file = path.join(part.file());
+            let tensors = Shards::open(&file)?;
+            for (name, ty) in part.params(graph) {
+                let tensor = tensors.get(&name).ok_or_else(|| TrainError::Checkpoint {
+                    path: file.clone(),
+                    why: format!("it has no `{name}`"),
+                })?;
+                if ty.bytes() != Some(tensor.bytes.len() as u64) {
+                    return Err(TrainError::Checkpoint {
+                        path: file,
+                        why: format!("`{name}` has {} B, expected {ty}", tensor.bytes.len()),
+                    });
+                }
+                program.write(&name, &tensor.bytes)?;
+            }
+        }
+        Ok(progress)
+    }
+}
+
+fn write(
+    part: Part,
+    graph: &Graph,
+    program: &Program,
+    staged: &StagedDir,
+) -> Result<(), TrainError> {
+    let params = part.params(graph);
+    let entry = |(i, (name, ty)): (usize, &(Arc<str>, TensorType))| {
+        let entry = Entry {
+            name: name.to_string(),
+            dtype: ty.dtype,
+            shape: ty.known_shape().unwrap_or_default().to_vec(),
+        };
+        (entry, i)
+    };
+    let entries = params.iter().enumerate().map(entry).collect();
+    let mut unread = None;
+    let written = safetensors_file::write(staged.create(part.file())?, entries, |i, file| {
+        let (name, ty) = &params[i];
+        let bytes = match program.param(name) {
+            Ok((_, bytes)) => bytes,
+            Err(error) => {
+                unread.get_or_insert(error);
+                vec![0; ty.bytes().unwrap_or(0) as usize]
+            }
+        };
+        Ok(file.write(&bytes)?)
+    });
+    match unread {
+        Some(error) => Err(error.into()),
+        None => Ok(written?),
+    }
+}
