@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    report_size_limits();
     match run(&cli, &mut stdout().lock()) {
         Ok(()) => ExitCode::SUCCESS,
         // Whoever read our output has seen enough.
@@ -17,5 +18,15 @@ fn main() -> ExitCode {
             let _ = writeln!(stderr(), "lorafa-opt: {error}");
             ExitCode::from(error.status())
         }
+    }
+}
+
+/// Lets a write beyond a limit on file sizes fail, and be reported as a full disk is, in place of ending the process.
+fn report_size_limits() {
+    #[cfg(unix)]
+    {
+        let seen = std::sync::Arc::default();
+        // Where no handler can be set, the signal ends the process.
+        let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, seen);
     }
 }

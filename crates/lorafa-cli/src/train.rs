@@ -52,8 +52,6 @@ pub fn train(args: &TrainArgs, out: &mut dyn Write) -> Result<(), Error> {
     machine::check_fits(&args.machine, device, &model, &args.training, &single)?;
     let (train, eval) = data(&args.data, &spec, args.run.seed)?;
     let plan = &single.step.plan;
-    say(out, &opening(args, &single, &train, eval.as_ref(), bound))?;
-
     let shuffle = !args.data.no_shuffle;
     let identity = Identity {
         step: describe(args, &single),
@@ -70,6 +68,7 @@ pub fn train(args: &TrainArgs, out: &mut dyn Write) -> Result<(), Error> {
         .as_ref()
         .map(|path| checkpoints.progress(path, &identity));
     let mut progress = progress.transpose()?.unwrap_or_default();
+    say(out, &opening(args, &single, &train, eval.as_ref(), bound))?;
 
     let graph = Arc::new(single.step.graph.clone());
     let mut program = Program::compile(graph.clone(), plan, Mode::Arena, device)?;
@@ -84,6 +83,7 @@ pub fn train(args: &TrainArgs, out: &mut dyn Write) -> Result<(), Error> {
         )?;
     }
     fs::create_dir_all(&args.save).map_err(|error| Error::folder(&args.save, error))?;
+    checkpoints.clean()?;
     let metrics = Metrics::open(&args.save, progress.updates)?;
     let (total, done) = (settings.schedule.total, progress.updates);
     let mut watch = Watch::new(metrics, total, done, args.run.log_every, plan.arena_bytes());

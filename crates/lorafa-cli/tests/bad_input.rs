@@ -460,3 +460,13 @@ fn outputs_that_could_all_be_the_loss() {
         graph(m).output = outputs;
     });
 }
+
+#[cfg(not(feature = "torch"))]
+#[test]
+fn commands_that_take_libtorch_say_how_to_get_it() {
+    let job = Job::new();
+    let remedy = ["without libtorch", "setup.sh", "--features torch"];
+    job.refused(&["bench", "model.onnx"], &remedy);
+    let train = ["train", "model.onnx", "--data", "a.jsonl", "--save", "a"];
+    job.refused(&train, &remedy);
+}

@@ -23,6 +23,9 @@ use crate::error::TrainError;
 /// What the names of checkpoints begin with; the number of updates follows.
 pub(crate) const PREFIX: &str = "checkpoint-";
 
+/// What a checkpoint is called while it is removed.
+pub(crate) const DOOMED: &str = ".removed-checkpoint";
+
 /// The form of `state.json`.
 pub(crate) const FORMAT: u64 = 1;
 
@@ -149,7 +152,7 @@ impl Checkpoints {
         let mut all = self.all()?;
         all.truncate(all.len().saturating_sub(self.keep));
         for (_, path) in all {
-            let doomed = self.folder.join(".removed-checkpoint");
+            let doomed = self.folder.join(DOOMED);
             let removed = fs::rename(&path, &doomed).and_then(|()| fs::remove_dir_all(&doomed));
             removed.map_err(|error| TrainError::Folder { path, error })?;
         }

@@ -51,15 +51,15 @@ pub enum TrainError {
         /// What differs.
         differs: Vec<String>,
     },
-    /// A folder cannot be read.
-    #[error("{}: {error}", .path.display())]
+    /// A folder of checkpoints cannot be read or changed.
+    #[error("the folder {} cannot be used: {error}", .path.display())]
     Folder {
         /// The folder.
         path: PathBuf,
         /// What the operating system said.
         error: io::Error,
     },
-    /// The loss or the norm of the gradients is no number.
+    /// The loss, the norm of the gradients or a parameter is no number.
     #[error(
         "update {update}: the {what} is {value}; {}. --check-finite names the op that made it, a lower --lr or --clip may \
          avoid it", last_good(.last.as_ref())
@@ -67,8 +67,8 @@ pub enum TrainError {
     NotFinite {
         /// The update, counted from one.
         update: u64,
-        /// The loss, or the norm of the gradients.
-        what: &'static str,
+        /// The loss, the norm of the gradients, or a parameter after the update.
+        what: String,
         /// What it is.
         value: f64,
         /// The last checkpoint.

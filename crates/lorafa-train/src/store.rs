@@ -1,17 +1,18 @@
 //! What a checkpoint takes from a step's memory and gives back to it.
 
-use crate::checkpoint::{Checkpoints, FORMAT, Identity, PREFIX, Progress, STATE, State};
+use crate::checkpoint::{Checkpoints, DOOMED, FORMAT, Identity, PREFIX, Progress, STATE, State};
 use crate::error::TrainError;
 use lorafa_exec::Program;
 use lorafa_ir::ops::Role;
-use lorafa_ir::{Graph, TensorType};
+use lorafa_ir::{DType, Graph, TensorType};
 use lorafa_onnx::external::ExternalStore;
-use lorafa_weights::atomic_dir::StagedDir;
+use lorafa_weights::atomic_dir::{self, StagedDir};
 use lorafa_weights::safetensors_file::{self, Entry};
 use lorafa_weights::shards::Shards;
 use lorafa_weights::{SaveError, Values, peft};
 use std::collections::BTreeSet;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -56,7 +57,7 @@ impl Part {
 pub fn trained_values<'a>(
     graph: &Graph,
     program: &'a Program,
-) -> impl Fn(&str) -> Option<(lorafa_ir::DType, bytes::Bytes)> + 'a {
+) -> impl Fn(&str) -> Option<(DType, bytes::Bytes)> + 'a {
     let names: BTreeSet<Arc<str>> = {
         let params = Part::Trained.params(graph).into_iter();
         params.map(|(name, _)| name).collect()
@@ -74,7 +75,8 @@ impl Checkpoints {
     /// Writes a checkpoint, and removes those that are not to be kept.
     ///
     /// # Errors
-    /// A full disk and the like; there is no part of the checkpoint then, and those before it are as they were.
+    /// A full disk and the like, and parameters that are no numbers; there is no part of the checkpoint then, and those
+    /// before it are as they were.
     pub fn save(
         &self,
         graph: &Graph,
@@ -92,7 +94,14 @@ impl Checkpoints {
         let path = self.folder.join(format!("{PREFIX}{}", progress.updates));
         let staged = StagedDir::new(&path, |_| true)?;
         for part in Part::ALL {
-            write(part, graph, program, &staged)?;
+            if let Some((name, value)) = write(part, graph, program, &staged)? {
+                return Err(TrainError::NotFinite {
+                    update: progress.updates,
+                    what: format!("parameter `{name}`"),
+                    value,
+                    last: self.latest()?,
+                });
+            }
         }
         if !graph.adapters().is_empty() {
             let trained = trained_values(graph, program);
@@ -113,6 +122,25 @@ impl Checkpoints {
         staged.commit()?;
         self.prune()?;
         Ok(path)
+    }
+
+    /// Removes what processes that were killed left half written or half removed, before a run begins: no other may be
+    /// writing to the folder.
+    ///
+    /// # Errors
+    /// A folder that cannot be read or changed.
+    pub fn clean(&self) -> Result<(), TrainError> {
+        let failed = |error| TrainError::Folder {
+            path: self.folder.clone(),
+            error,
+        };
+        let removed = match fs::remove_dir_all(self.folder.join(DOOMED)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed,
+        };
+        removed
+            .and_then(|()| atomic_dir::clean(&self.folder))
+            .map_err(failed)
     }
 
     /// Brings a step's memory to where a checkpoint was taken.
@@ -148,12 +176,13 @@ impl Checkpoints {
     }
 }
 
+/// Writes a part. The first trained parameter that is not finite, with the number in it, if there is one.
 fn write(
     part: Part,
     graph: &Graph,
     program: &Program,
     staged: &StagedDir,
-) -> Result<(), TrainError> {
+) -> Result<Option<(Arc<str>, f64)>, TrainError> {
     let params = part.params(graph);
     let entry = |(i, (name, ty)): (usize, &(Arc<str>, TensorType))| {
         let entry = Entry {
@@ -165,6 +194,7 @@ fn write(
     };
     let entries = params.iter().enumerate().map(entry).collect();
     let mut unread = None;
+    let mut not_finite = None;
     let written = safetensors_file::write(staged.create(part.file())?, entries, |i, file| {
         let (name, ty) = &params[i];
         let bytes = match program.param(name) {
@@ -174,10 +204,29 @@ fn write(
                 vec![0; ty.bytes().unwrap_or(0) as usize]
             }
         };
+        if part == Part::Trained && not_finite.is_none() {
+            not_finite = first_not_finite(ty.dtype, &bytes).map(|value| (name.clone(), value));
+        }
         Ok(file.write(&bytes)?)
     });
     match unread {
         Some(error) => Err(error.into()),
-        None => Ok(written?),
+        None => written.map(|()| not_finite).map_err(Into::into),
     }
+}
+
+/// The first number that is a NaN or an infinity.
+fn first_not_finite(dtype: DType, bytes: &[u8]) -> Option<f64> {
+    // Its exponent is all ones; the two highest bytes hold it.
+    let mask: u16 = match dtype {
+        DType::F32 | DType::BF16 => 0x7f80,
+        DType::F16 => 0x7c00,
+        _ => return None,
+    };
+    let bad = |number: &&[u8]| match number {
+        [.., low, high] => u16::from_le_bytes([*low, *high]) & mask == mask,
+        _ => false,
+    };
+    let number = bytes.chunks_exact(dtype.size() as usize).find(bad)?;
+    lorafa_onnx::dtype::decode(dtype, number).first().copied()
 }

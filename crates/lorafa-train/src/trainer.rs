@@ -277,7 +277,7 @@ impl Trainer<'_> {
             if let Some(value) = value.filter(|value| !value.is_finite()) {
                 return Err(TrainError::NotFinite {
                     update: update.number,
-                    what,
+                    what: what.into(),
                     value,
                     last: last.cloned(),
                 });

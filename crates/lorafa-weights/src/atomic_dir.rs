@@ -10,6 +10,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// process id.
 const NAME_ATTEMPTS: usize = 100;
 
+/// Temporary names are these around the process id, `-` and a number.
+const PREFIX: &str = ".lorafa-";
+const SUFFIX: &str = ".tmp";
+
 /// Tells the temporary folders of one process apart.
 static NEXT: AtomicU64 = AtomicU64::new(0);
 
@@ -127,6 +131,38 @@ impl Drop for StagedDir {
     }
 }
 
+/// Removes the folders and files that processes which were killed left in `parent` under temporary names. There need be no `parent`.
+/// Not while another process writes there.
+///
+/// # Errors
+///
+/// What the operating system says.
+pub fn clean(parent: &Path) -> io::Result<()> {
+    let entries = match fs::read_dir(parent) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        let name = entry.file_name();
+        let numbers = name.to_str().and_then(|name| {
+            let inner = name.strip_prefix(PREFIX)?.strip_suffix(SUFFIX)?;
+            inner.split_once('-')
+        });
+        let number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        if numbers.is_some_and(|(process, n)| number(process) && number(n)) {
+            let folder = entry.file_type()?.is_dir();
+            let remove = if folder {
+                fs::remove_dir_all
+            } else {
+                fs::remove_file
+            };
+            remove(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 /// A file of a [`StagedDir`] under way.
 #[derive(Debug)]
 #[must_use = "a file that is not finished may not be on the disk"]
@@ -218,7 +254,7 @@ fn temporary(parent: &Path) -> Result<PathBuf, StageErrorKind> {
     let mut attempts = 1;
     loop {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let path = parent.join(format!(".lorafa-{}-{number}.tmp", process::id()));
+        let path = parent.join(format!("{PREFIX}{}-{number}{SUFFIX}", process::id()));
         match fs::create_dir(&path) {
             Ok(()) => return Ok(path),
             Err(error) => match error.kind() {

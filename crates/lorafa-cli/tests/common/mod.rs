@@ -1,6 +1,6 @@
 //! The binary in a folder of its own.
 
-use std::ffi::OsString;
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -27,12 +27,14 @@ impl Job {
 
     /// Runs the command.
     pub fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    /// The command, to be run.
+    pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_lorafa-opt"));
+        command.args(args).current_dir(self.folder.path());
         command
-            .args(args)
-            .current_dir(self.folder.path())
-            .output()
-            .unwrap()
     }
 
     /// Runs the command, which must succeed; its standard output.
@@ -49,10 +51,16 @@ impl Job {
     /// on standard output, and the folder as it was.
     #[track_caller]
     pub fn refused(&self, args: &[&str], parts: &[&str]) {
+        self.refused_with(2, args, parts);
+    }
+
+    /// As [`refused`](Self::refused), with another status.
+    #[track_caller]
+    pub fn refused_with(&self, status: i32, args: &[&str], parts: &[&str]) {
         let before = self.files();
         let output = self.run(args);
         let message = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(2), "{args:?}: {message}");
+        assert_eq!(output.status.code(), Some(status), "{args:?}: {message}");
         assert_eq!(output.stdout, b"", "{args:?}");
         for part in parts {
             assert!(
@@ -64,14 +72,19 @@ impl Job {
         assert_eq!(self.files(), before, "{args:?}");
     }
 
-    fn files(&self) -> Vec<(OsString, u64)> {
-        let entries = fs::read_dir(self.folder.path())
-            .unwrap()
-            .map(|entry| entry.unwrap());
-        let mut files: Vec<_> = entries
-            .map(|e| (e.file_name(), e.metadata().unwrap().len()))
-            .collect();
-        files.sort();
+    /// Everything in the folder, with sizes.
+    pub fn files(&self) -> BTreeMap<PathBuf, u64> {
+        let mut files = BTreeMap::new();
+        let mut folders = vec![self.folder.path().to_owned()];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap()) {
+                let metadata = entry.metadata().unwrap();
+                files.insert(entry.path(), metadata.len());
+                if metadata.is_dir() {
+                    folders.push(entry.path());
+                }
+            }
+        }
         files
     }
 }

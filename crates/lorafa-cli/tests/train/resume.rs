@@ -1,0 +1,212 @@
+//! A run that was stopped goes on as if it had not been.
+
+use crate::common::Job;
+use crate::*;
+use lorafa_weights::peft;
+use lorafa_weights::shards::Shards;
+use rustix::pipe::fcntl_setpipe_size;
+use rustix::process::{Pid, Signal, kill_process};
+use std::io::{self, BufRead, BufReader, PipeReader, Read};
+use std::process::{Child, Stdio};
+use std::thread;
+use std::time::Duration;
+
+/// Dropout, shuffling, accumulation over the ends of passes of six updates, a schedule that depends on the update.
+const RUN: &str = "--accumulate 2 --seed 3 --clip 1 --lr 1e-2 --schedule cosine --warmup 5";
+
+/// More lines than a stopped reader lets the command write.
+const LONG: &str = "--epochs 50 --max-steps 300";
+
+/// A command under way that comes no further than a pipe of a page lets it, if nobody reads what it says.
+struct Running {
+    child: Child,
+    said: BufReader<PipeReader>,
+}
+
+impl Running {
+    fn start(job: &Job, args: &[String]) -> Self {
+        let (reader, writer) = io::pipe().unwrap();
+        fcntl_setpipe_size(&reader, 4096).unwrap();
+        let mut command = command(job, args);
+        let child = command
+            .stdout(Stdio::null())
+            .stderr(writer)
+            .spawn()
+            .unwrap();
+        Running {
+            child,
+            said: BufReader::with_capacity(64, reader),
+        }
+    }
+
+    /// Reads what the command says up to a line that begins like this; false if it ends before.
+    fn read_to(&mut self, start: &str) -> bool {
+        let mut line = String::new();
+        while self.said.read_line(&mut line).unwrap() > 0 {
+            if line.starts_with(start) {
+                return true;
+            }
+            line.clear();
+        }
+        false
+    }
+
+    fn send(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// Its exit status, none if a signal ended it, and the rest of what it says.
+    fn end(mut self) -> (Option<i32>, String) {
+        let mut rest = String::new();
+        self.said.read_to_string(&mut rest).unwrap();
+        (self.child.wait().unwrap().code(), rest)
+    }
+}
+
+/// Checkpoints in a folder, every one of which must be whole.
+fn checkpoints(job: &Job, save: &str) -> Vec<u64> {
+    let Ok(entries) = fs::read_dir(job.path(save)) else {
+        return Vec::new();
+    };
+    let mut found = Vec::new();
+    for path in entries.map(|entry| entry.unwrap().path()) {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let Some(updates) = name.strip_prefix("checkpoint-") else {
+            continue;
+        };
+        let updates: u64 = updates.parse().unwrap();
+        let state = fs::read(path.join("state.json")).unwrap();
+        let state: Value = serde_json::from_slice(&state).unwrap();
+        assert_eq!(state["progress"]["updates"], updates);
+        for file in ["trained.safetensors", "optimizer.safetensors"] {
+            assert!(Shards::open(path.join(file)).unwrap().iter().count() > 0);
+        }
+        peft::read(&path).unwrap();
+        found.push(updates);
+    }
+    found.sort_unstable();
+    found
+}
+
+/// Two runs must have come to the same, in every byte.
+fn same(job: &Job, a: &str, b: &str, updates: u64) {
+    assert_eq!(losses(job, a).len() as u64, updates);
+    assert_eq!(losses(job, a), losses(job, b));
+    for file in [
+        format!("checkpoint-{updates}/trained.safetensors"),
+        format!("checkpoint-{updates}/optimizer.safetensors"),
+        format!("checkpoint-{updates}/state.json"),
+        "adapter/adapter_model.safetensors".to_owned(),
+    ] {
+        let read = |save: &str| fs::read(job.path(save).join(&file)).unwrap();
+        assert!(read(a) == read(b), "{file}");
+    }
+}
+
+/// Interrupts a run after some updates, goes on, and compares with a run that was not.
+fn goes_on_after_an_interrupt(model: &str, on: &str, flags: &str) {
+    let job = Job::new();
+    done(
+        &job,
+        &train(model, on, &format!("{flags} {LONG} --save straight")),
+    );
+    let args = train(model, on, &format!("{flags} {LONG}"));
+    let mut running = Running::start(&job, &args);
+    assert!(running.read_to("update 8/"));
+    running.send(Signal::INT);
+    let (status, said) = running.end();
+    assert_eq!(status, Some(130), "{said}");
+    assert!(said.contains("--resume"), "{said}");
+    let at = checkpoints(&job, "save");
+    assert!(at.len() == 1 && (8..300).contains(&at[0]), "{at:?}");
+    assert!(!job.path("save/adapter").exists());
+    let resumed = done(&job, &[&args[..], &["--resume".to_owned()]].concat());
+    let said = String::from_utf8(resumed.stdout).unwrap();
+    assert!(said.contains(&format!("update {}\n", at[0])), "{said}");
+    same(&job, "straight", "save", 300);
+}
+
+#[test]
+fn an_interrupted_run_with_dropout_goes_on_bit_for_bit() {
+    goes_on_after_an_interrupt(DROPOUT, "text.jsonl", RUN);
+}
+
+#[test]
+fn an_interrupted_run_with_pefts_optimizer_in_bf16_goes_on_bit_for_bit() {
+    let flags = "--rank 4 --dtype bf16 --optimizer lorafa --pack --lr 1e-2";
+    goes_on_after_an_interrupt(PLAIN, "text.jsonl", flags);
+}
+
+#[test]
+fn a_run_killed_again_and_again_goes_on_bit_for_bit() {
+    let job = Job::new();
+    let flags = format!("{RUN} --epochs 5 --save-every 1 --keep 1");
+    done(
+        &job,
+        &train(DROPOUT, "text.jsonl", &format!("{flags} --save straight")),
+    );
+    let args = train(DROPOUT, "text.jsonl", &flags);
+    let resume = |found: &[u64]| match found {
+        [] => args.clone(),
+        _ => [&args[..], &["--resume".to_owned()]].concat(),
+    };
+    let mut found = Vec::new();
+    for i in 0..10 {
+        let mut running = Running::start(&job, &resume(&found));
+        running.read_to("update ");
+        // Wherever in a save that is.
+        thread::sleep(Duration::from_micros(i * 7919 % 6000));
+        running.send(Signal::KILL);
+        running.end();
+        let before = found.last().copied().unwrap_or(0);
+        found = checkpoints(&job, "save");
+        assert!(
+            found.last().copied().unwrap_or(0) >= before,
+            "{before} and {found:?}"
+        );
+    }
+    done(&job, &resume(&found));
+    same(&job, "straight", "save", 30);
+    let left: Vec<_> = fs::read_dir(job.path("save"))
+        .unwrap()
+        .map(|e| e.unwrap().file_name())
+        .collect();
+    let temporary = left
+        .iter()
+        .find(|name| name.to_str().unwrap().starts_with('.'));
+    assert_eq!(temporary, None);
+}
+
+#[test]
+fn a_folder_that_was_being_removed_is_no_checkpoint_and_in_nobodys_way() {
+    let job = Job::new();
+    let flags = "--lr 1e-2 --save-every 1 --keep 1";
+    done(
+        &job,
+        &train(LLAMA, "text.jsonl", &format!("{flags} --max-steps 2")),
+    );
+    for left in [".removed-checkpoint", ".lorafa-12345-0.tmp"] {
+        fs::create_dir(job.path("save").join(left)).unwrap();
+        fs::write(
+            job.path("save").join(left).join("trained.safetensors"),
+            "half",
+        )
+        .unwrap();
+    }
+    fs::write(job.path("save/.lorafa-12345-1.tmp"), "half").unwrap();
+    done(
+        &job,
+        &train(
+            LLAMA,
+            "text.jsonl",
+            &format!("{flags} --max-steps 4 --resume"),
+        ),
+    );
+    assert_eq!(checkpoints(&job, "save"), [4]);
+    let mut left: Vec<_> = fs::read_dir(job.path("save"))
+        .unwrap()
+        .map(|e| e.unwrap().file_name())
+        .collect();
+    left.sort();
+    assert_eq!(left, ["adapter", "checkpoint-4", "metrics.jsonl"]);
+}
