@@ -3,7 +3,6 @@
 use super::attrs::{AttrReader, Attrs};
 use super::{Op, Operator, ReduceKind, Scalar, Types, float, same_dtype};
 use crate::dim::{Bindings, Dim};
-use crate::dtype::DType;
 use crate::grad::{Gradient, GradientError};
 use crate::ids::ValueId;
 use crate::interp::{Array, EvalError, for_each_index};
@@ -21,17 +20,10 @@ pub struct LayerNorm {
     pub eps: Scalar,
 }
 
-/// The type of the statistics.
-fn check(axis: usize, x: &TensorType, scale: &TensorType) -> Result<TensorType, TypeError> {
+/// The type of statistics over `axis` and all axes after it.
+pub(super) fn statistics(axis: usize, x: &TensorType) -> Result<TensorType, TypeError> {
     float(x)?;
     super::axis(axis as i64, x.rank())?;
-    let normalized = x.shape[axis..].iter().rev();
-    let fits = |(s, n): (&Dim, &Dim)| s.is(1) || may_equal(s, n);
-    if scale.rank() > x.rank() - axis || !scale.shape.iter().rev().zip(normalized).all(fits) {
-        return Err(TypeError(format!(
-            "{scale} does not scale {x} from axis {axis}"
-        )));
-    }
     let shape: Shape = (0..x.rank())
         .map(|i| {
             if i < axis {
@@ -41,12 +33,21 @@ fn check(axis: usize, x: &TensorType, scale: &TensorType) -> Result<TensorType, 
             }
         })
         .collect();
-    let dtype = if x.dtype.is_half() {
-        DType::F32
-    } else {
-        x.dtype
-    };
+    let dtype = x.dtype.arithmetic();
     Ok(TensorType { dtype, shape })
+}
+
+/// The type of the statistics.
+fn check(axis: usize, x: &TensorType, scale: &TensorType) -> Result<TensorType, TypeError> {
+    let statistics = statistics(axis, x)?;
+    let normalized = x.shape[axis..].iter().rev();
+    let fits = |(s, n): (&Dim, &Dim)| s.is(1) || may_equal(s, n);
+    if scale.rank() > x.rank() - axis || !scale.shape.iter().rev().zip(normalized).all(fits) {
+        return Err(TypeError(format!(
+            "{scale} does not scale {x} from axis {axis}"
+        )));
+    }
+    Ok(statistics)
 }
 
 impl Operator for LayerNorm {
