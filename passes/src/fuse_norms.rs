@@ -40,8 +40,11 @@ impl Pass for FuseNorms {
     fn run(&self, graph: &mut Graph, cx: &mut PassCx) -> Result<Changed, PassError> {
         let (mut rms, mut layer) = (0, 0);
         each_op(graph, |graph, id| {
-            rms += usize::from(fuse_rms(graph, id)?);
-            layer += usize::from(fold_casts(graph, id)?);
+            if fuse_rms(graph, id)? {
+                rms += 1;
+            } else if fold_casts(graph, id)? {
+                layer += 1;
+            }
             Ok::<(), PatchError>(())
         })?;
         if rms > 0 {

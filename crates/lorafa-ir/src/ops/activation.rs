@@ -109,20 +109,16 @@ impl Operator for Activation {
             GeluTanh => {
                 |x| 0.5 * x * (1.0 + (FRAC_2_PI.sqrt() * (x + 0.044715 * x * x * x)).tanh())
             }
-            Gelu => return Err(EvalError::new("`gelu` is evaluated by its decomposition")),
+            Gelu => |x| 0.5 * x * (1.0 + super::unary::erf(x * FRAC_1_SQRT_2)),
         };
         Array::new(results[0], operands[0].data.iter().map(|x| f(*x)).collect()).map(|a| vec![a])
     }
 
-    /// The exact gelu is in the writer's opsets; its decomposition serves the interpreter.
     fn decompose(&self, p: &mut Patch<'_>, ins: &[ValueId]) -> Option<Result<Results, PatchError>> {
-        let factor: fn(&mut Patch<'_>, ValueId) -> Built = match self.0 {
-            Gelu => normal_cdf,
-            Silu => |p, x| p.add1(Activation(Sigmoid).into(), &[x]),
-            Relu | Sigmoid | Tanh | GeluTanh => return None,
-        };
-        let y = factor(p, ins[0]).and_then(|factor| p.times(ins[0], factor));
-        Some(y.map(|y| [y].into_iter().collect()))
+        (self.0 == Silu).then(|| {
+            let sigmoid = p.add1(Activation(Sigmoid).into(), ins)?;
+            Ok([p.times(ins[0], sigmoid)?].into_iter().collect())
+        })
     }
 }
 
@@ -179,7 +175,7 @@ impl Operator for ActivationGrad {
 }
 
 impl ActivationGrad {
-    fn build(&self, p: &mut Patch<'_>, dy: ValueId, saved: ValueId) -> Built {
+    pub(super) fn build(&self, p: &mut Patch<'_>, dy: ValueId, saved: ValueId) -> Built {
         match self.0 {
             Relu => {
                 let zero = p.scalar_like(saved, 0.0)?;

@@ -141,7 +141,7 @@ impl GatedGrad {
         let d_up = p.times(dy, act)?;
         let d_act = p.times(dy, up)?;
         let saved = if self.0.saves_result() { act } else { gate };
-        let d_gate = p.add1(ActivationGrad(self.0).into(), &[d_act, saved])?;
+        let d_gate = ActivationGrad(self.0).build(p, d_act, saved)?;
         Ok([d_gate, d_up].into_iter().collect())
     }
 }
