@@ -219,8 +219,15 @@ impl Steps<'_> {
         if self.rng.below(2) == 0 {
             self.add(Softmax { axis, log }, &[x]);
         } else {
-            let y = self.like(x);
-            self.add(SoftmaxGrad { axis, log }, &[x, y]);
+            // Exponentials of what is no logarithm of a probability overflow.
+            let y = match log {
+                true => self.add(Softmax { axis, log }, &[x]).first().copied(),
+                false => Some(self.like(x)),
+            };
+            if let Some(y) = y {
+                let dy = self.like(x);
+                self.add(SoftmaxGrad { axis, log }, &[dy, y]);
+            }
         }
     }
 
