@@ -4,11 +4,11 @@ use crate::pass::{Method, Pass};
 use crate::{
     attach_loss, attach_optimizer, bind_dims, canonicalize, convert_precision, differentiate,
     eliminate_common_subexpressions, eliminate_dead_code, find_lora, fold_constants, freeze_lora_a,
-    inject_lora,
+    fuse_activations, fuse_norms, fuse_rotary, inject_lora, mask_relu,
 };
 
 /// Passes that every method shares: from the imported graph to a bound and clean one whose
-/// adapters are known.
+/// adapters are known and whose norms, activations and rotary embeddings are one op each.
 pub const PREPARE: &[&dyn Pass] = &[
     &bind_dims::BindDims,
     &canonicalize::Canonicalize,
@@ -16,6 +16,10 @@ pub const PREPARE: &[&dyn Pass] = &[
     &eliminate_common_subexpressions::EliminateCommonSubexpressions,
     &eliminate_dead_code::EliminateDeadCode,
     &find_lora::FindLora,
+    &fuse_norms::FuseNorms,
+    &fuse_activations::FuseActivations,
+    &fuse_rotary::FuseRotary,
+    &eliminate_dead_code::EliminateDeadCode,
 ];
 
 /// Passes that build loss and gradients of `full` and `lora`.
@@ -27,12 +31,14 @@ pub const TRAIN: &[&dyn Pass] = &[
     &differentiate::Differentiate,
     &eliminate_common_subexpressions::EliminateCommonSubexpressions,
     &eliminate_dead_code::EliminateDeadCode,
+    &mask_relu::MaskRelu,
 ];
 
 /// Passes that turn LoRA's gradients into LoRA-FA's.
 pub const FREEZE: &[&dyn Pass] = &[
     &freeze_lora_a::FreezeLoraA,
     &eliminate_dead_code::EliminateDeadCode,
+    &mask_relu::MaskRelu,
 ];
 
 /// Passes that turn gradients into a training step.

@@ -59,6 +59,11 @@ impl DType {
         matches!(self, DType::F16 | DType::BF16)
     }
 
+    /// The type that sums and statistics of this one are taken in: f32 for 16-bit floats, the type itself otherwise.
+    pub fn arithmetic(self) -> DType {
+        if self.is_half() { DType::F32 } else { self }
+    }
+
     /// The type with this spelling in the text form.
     pub fn parse(name: &str) -> Option<Self> {
         NAMES.iter().find(|(_, n)| *n == name).map(|(d, _)| *d)

@@ -14,6 +14,14 @@ pub fn pieces(bytes: impl IntoIterator<Item = u64>) -> u64 {
     rounded.sum()
 }
 
+/// Bytes of scratch for the rows that a kernel works on at once, where one row is not more.
+const ROWS_AT_ONCE: u64 = 4 << 20;
+
+/// How many of `rows` a kernel works on at once that needs `bytes` of scratch for each.
+pub fn rows_at_once(rows: u64, bytes: u64) -> u64 {
+    (ROWS_AT_ONCE / bytes.max(1)).clamp(1, rows.max(1))
+}
+
 /// Numbers, one per axis.
 pub type Axes = SmallVec<[u64; 4]>;
 

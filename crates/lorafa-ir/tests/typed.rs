@@ -17,7 +17,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 /// Ops, with `?` for a small number and `!` for a large one, then types that fit: letters are
 /// dimensions. Where no types are given, random ones fit often enough.
 const OPS: &str = "
-    neg; abs; sqrt; exp; not; is_nan; relu; gelu; gelu_tanh; sigmoid_grad; gelu_grad
+    neg; abs; sqrt; exp; not; is_nan; relu; silu; gelu; gelu_tanh; sigmoid_grad; gelu_grad
     add; div; pow; max; mod; and; eq; lt; select; cast to=i64; cast to=bool; cast to=bf16
     matmul; matmul trans_a; matmul trans_b; matmul trans_a, trans_b
     reshape shape=[?,?]; reshape shape=[?]; reshape shape=[]
@@ -40,6 +40,11 @@ const OPS: &str = "
     layer_norm axis=?, eps=1e-5; layer_norm axis=1, eps=1e-5 : f32[a,b,c], f32[b,c], f32[b,c]
     layer_norm_grad axis=1, weights : bf16[a,b,c], bf16[a,b,c], bf16[c], f32[a,1,1], f32[a,1,1]
     layer_norm_grad axis=1 : f32[a,b], f32[a,b], f32[1], f32[a,1], f32[a,1]
+    rms_norm axis=?, eps=1e-5; rms_norm axis=1, eps=1e-5 : bf16[a,b,c], bf16[b,c]
+    rms_norm_grad axis=1, weight : bf16[a,b,c], bf16[a,b,c], bf16[b,c], f32[a,1,1]
+    rms_norm_grad axis=1 : f32[a,b], f32[a,b], f32[b], f32[a,1]
+    gated act=silu; gated act=relu; gated_grad act=gelu; gated_grad act=gelu_tanh : bf16[a], bf16[a], bf16[a]
+    rotary; rotary interleaved, inverse : f32[a,b,4], f32[b,2], f32[a,1,2]; rotary : bf16[a,0], bf16[0], bf16[a,0]
     cross_entropy : f32[a,b], i64[a]; cross_entropy ignore_index=0 : bf16[a,b], i32[a]
     cross_entropy_grad : f64[], f64[a,b], i64[a]
     dropout ratio=0.5, seed=1; dropout_grad ratio=0.5 : f32[a,b], bool[a,b]

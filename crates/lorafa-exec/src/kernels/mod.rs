@@ -17,7 +17,7 @@
 //! | `copy_` of a large transpose | a tile of 60×60 | an axis more, which turns the tiling off |
 //! | `sum`, `amax` of much to one number | a part for each thread | parts in scratch, or a product with itself |
 //! | `var` of everything | the result | a product of each row with itself |
-//! | `native_layer_norm.out`, `native_dropout.out`, `isnan.out`, `embedding.out` | the result | written out |
+//! | `native_layer_norm.out`, `_fused_rms_norm`, `native_dropout.out`, `isnan.out`, `embedding.out` | the result | written out |
 
 mod accumulate;
 mod activation;
@@ -27,11 +27,14 @@ mod copies;
 mod cross_entropy;
 mod cumsum;
 mod dropout;
+mod gated;
 mod gather;
 mod indices;
 mod layer_norm;
 mod matmul;
 mod reduce;
+mod rms_norm;
+mod rotary;
 mod scatter;
 mod select;
 mod softmax;
@@ -361,6 +364,11 @@ pub(crate) fn emit(op: &Op, cx: &mut Cx<'_>) -> Emitted {
         Op::SoftmaxGrad(op) => softmax::backward(*op, cx),
         Op::LayerNorm(op) => layer_norm::forward(*op, cx),
         Op::LayerNormGrad(op) => layer_norm::backward(*op, cx),
+        Op::RmsNorm(op) => rms_norm::forward(*op, cx),
+        Op::RmsNormGrad(op) => rms_norm::backward(*op, cx),
+        Op::Gated(op) => gated::forward(op.0, cx),
+        Op::GatedGrad(op) => gated::backward(op.0, cx),
+        Op::Rotary(op) => rotary::rotary(*op, cx),
         Op::CrossEntropy(op) => cross_entropy::forward(op.ignore_index, cx),
         Op::CrossEntropyGrad(op) => cross_entropy::backward(op.ignore_index, cx),
         Op::Dropout(op) => dropout::forward(*op, cx),

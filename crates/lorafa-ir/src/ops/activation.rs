@@ -1,4 +1,4 @@
-//! `relu`, `gelu`, `tanh`, `sigmoid` and their gradients.
+//! `relu`, `silu`, `gelu`, `tanh`, `sigmoid` and their gradients.
 
 use super::attrs::AttrReader;
 use super::{BinaryKind, Op, Operator, Types, UnaryKind, float, one};
@@ -18,6 +18,8 @@ pub enum ActivationKind {
     Relu,
     Sigmoid,
     Tanh,
+    /// `x·sigmoid(x)`, also called swish.
+    Silu,
     /// `x·Φ(x)` with the error function.
     Gelu,
     /// `x·Φ(x)` with Hendrycks and Gimpel's tanh approximation.
@@ -31,6 +33,7 @@ const NAMES: &[(ActivationKind, &str, &str)] = &[
     (Relu, "relu", "relu_grad"),
     (Sigmoid, "sigmoid", "sigmoid_grad"),
     (Tanh, "tanh", "tanh_grad"),
+    (Silu, "silu", "silu_grad"),
     (Gelu, "gelu", "gelu_grad"),
     (GeluTanh, "gelu_tanh", "gelu_tanh_grad"),
 ];
@@ -39,6 +42,16 @@ impl ActivationKind {
     /// Whether the gradient is computed from the result; from the operand otherwise.
     pub fn saves_result(self) -> bool {
         matches!(self, Relu | Sigmoid | Tanh)
+    }
+
+    /// Whether it serves as the gate of [`Gated`](super::Gated): its slope follows from its operand alone.
+    pub fn gates(self) -> bool {
+        matches!(self, Relu | Silu | Gelu | GeluTanh)
+    }
+
+    /// The activation with this mnemonic.
+    pub fn parse(name: &str) -> Option<Self> {
+        NAMES.iter().find(|(_, n, _)| *n == name).map(|(k, ..)| *k)
     }
 }
 
@@ -67,7 +80,7 @@ impl Operator for Activation {
         Some((*self).into())
     }
 
-    /// Relu, sigmoid and tanh need their result, gelu its operand.
+    /// Relu, sigmoid and tanh need their result, silu and gelu their operand.
     fn gradient(&self, g: &mut Gradient<'_, '_>) -> Result<(), GradientError> {
         let dy = g.dy()?;
         let saved = if self.0.saves_result() {
@@ -92,24 +105,24 @@ impl Operator for Activation {
             Relu => |x| x.max(0.0),
             Sigmoid => |x| 1.0 / (1.0 + (-x).exp()),
             Tanh => f64::tanh,
+            Silu => |x| x / (1.0 + (-x).exp()),
             GeluTanh => {
                 |x| 0.5 * x * (1.0 + (FRAC_2_PI.sqrt() * (x + 0.044715 * x * x * x)).tanh())
             }
-            Gelu => return Err(EvalError::new("`gelu` is evaluated by its decomposition")),
+            Gelu => |x| 0.5 * x * (1.0 + super::unary::erf(x * FRAC_1_SQRT_2)),
         };
         Array::new(results[0], operands[0].data.iter().map(|x| f(*x)).collect()).map(|a| vec![a])
     }
 
-    /// The exact gelu is in the writer's opsets; its decomposition serves the interpreter.
     fn decompose(&self, p: &mut Patch<'_>, ins: &[ValueId]) -> Option<Result<Results, PatchError>> {
-        (self.0 == Gelu).then(|| {
-            let phi = normal_cdf(p, ins[0])?;
-            Ok([p.times(ins[0], phi)?].into_iter().collect())
+        (self.0 == Silu).then(|| {
+            let sigmoid = p.add1(Activation(Sigmoid).into(), ins)?;
+            Ok([p.times(ins[0], sigmoid)?].into_iter().collect())
         })
     }
 }
 
-/// `gelu_grad dy, saved`: saved is the activation's operand for gelu, its result otherwise.
+/// `gelu_grad dy, saved`: saved is the activation's operand for silu and gelu, its result otherwise.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct ActivationGrad(pub ActivationKind);
 
@@ -162,7 +175,7 @@ impl Operator for ActivationGrad {
 }
 
 impl ActivationGrad {
-    fn build(&self, p: &mut Patch<'_>, dy: ValueId, saved: ValueId) -> Built {
+    pub(super) fn build(&self, p: &mut Patch<'_>, dy: ValueId, saved: ValueId) -> Built {
         match self.0 {
             Relu => {
                 let zero = p.scalar_like(saved, 0.0)?;
@@ -179,6 +192,15 @@ impl ActivationGrad {
                 let one = p.scalar_like(saved, 1.0)?;
                 let square = p.times(saved, saved)?;
                 let slope = p.minus(one, square)?;
+                p.times(dy, slope)
+            }
+            Silu => {
+                let one = p.scalar_like(saved, 1.0)?;
+                let sigmoid = p.add1(Activation(Sigmoid).into(), &[saved])?;
+                let rest = p.minus(one, sigmoid)?;
+                let bend = p.times(saved, rest)?;
+                let bend = p.plus(bend, one)?;
+                let slope = p.times(sigmoid, bend)?;
                 p.times(dy, slope)
             }
             Gelu => {

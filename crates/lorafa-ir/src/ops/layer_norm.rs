@@ -7,7 +7,7 @@ use crate::dtype::DType;
 use crate::grad::{Gradient, GradientError};
 use crate::ids::ValueId;
 use crate::interp::{Array, EvalError, for_each_index};
-use crate::layout::{Layout, pieces};
+use crate::layout::{Layout, pieces, rows_at_once};
 use crate::patch::{Patch, PatchError, Results};
 use crate::types::{Shape, TensorType, TypeError, line_up, may_equal};
 
@@ -21,17 +21,10 @@ pub struct LayerNorm {
     pub eps: Scalar,
 }
 
-/// The type of the statistics.
-fn check(axis: usize, x: &TensorType, scale: &TensorType) -> Result<TensorType, TypeError> {
+/// The type of statistics over `axis` and all axes after it.
+pub(super) fn statistics(axis: usize, x: &TensorType) -> Result<TensorType, TypeError> {
     float(x)?;
     super::axis(axis as i64, x.rank())?;
-    let normalized = x.shape[axis..].iter().rev();
-    let fits = |(s, n): (&Dim, &Dim)| s.is(1) || may_equal(s, n);
-    if scale.rank() > x.rank() - axis || !scale.shape.iter().rev().zip(normalized).all(fits) {
-        return Err(TypeError(format!(
-            "{scale} does not scale {x} from axis {axis}"
-        )));
-    }
     let shape: Shape = (0..x.rank())
         .map(|i| {
             if i < axis {
@@ -41,12 +34,29 @@ fn check(axis: usize, x: &TensorType, scale: &TensorType) -> Result<TensorType, 
             }
         })
         .collect();
-    let dtype = if x.dtype.is_half() {
-        DType::F32
-    } else {
-        x.dtype
-    };
+    let dtype = x.dtype.arithmetic();
     Ok(TensorType { dtype, shape })
+}
+
+/// How many rows of 16-bit operands a kernel widens at once, and the bytes of one.
+fn rows_of(axis: usize, x: &TensorType, wide: DType) -> (u64, u64) {
+    let known = x.known_shape().unwrap_or_default();
+    let (rows, row) = known.split_at(axis.min(known.len()));
+    let row = row.iter().product::<u64>() * wide.size();
+    (rows_at_once(rows.iter().product(), row), row)
+}
+
+/// The type of the statistics.
+fn check(axis: usize, x: &TensorType, scale: &TensorType) -> Result<TensorType, TypeError> {
+    let statistics = statistics(axis, x)?;
+    let normalized = x.shape[axis..].iter().rev();
+    let fits = |(s, n): (&Dim, &Dim)| s.is(1) || may_equal(s, n);
+    if scale.rank() > x.rank() - axis || !scale.shape.iter().rev().zip(normalized).all(fits) {
+        return Err(TypeError(format!(
+            "{scale} does not scale {x} from axis {axis}"
+        )));
+    }
+    Ok(statistics)
 }
 
 impl Operator for LayerNorm {
@@ -110,12 +120,17 @@ impl Operator for LayerNorm {
         &[0]
     }
 
-    /// A number, and 16-bit operands in the type of the statistics.
+    /// A number. Of 16-bit operands, also scale, bias and some rows at a time in the type of the statistics, and a copy
+    /// of an operand that is not row-major.
     fn scratch(&self, operands: &[(&TensorType, &Layout)], results: &[&TensorType]) -> u64 {
-        let wide = results[1].dtype;
-        let widened = operands.iter().filter(|(ty, _)| ty.dtype != wide);
-        let widened = widened.map(|(ty, _)| super::bytes_as(wide, ty));
-        pieces(widened.chain([wide.size()]))
+        let (x, wide) = (operands[0], results[1].dtype);
+        if x.0.dtype == wide {
+            return pieces([wide.size()]);
+        }
+        let weights = operands[1..].iter();
+        let weights = weights.map(|(ty, _)| super::bytes_as(wide, ty));
+        let (at_once, row) = rows_of(self.axis, x.0, wide);
+        pieces(weights.chain([wide.size(), super::row_major(x), at_once * row]))
     }
 
     fn flops(&self, operands: &[&TensorType], _: &[&TensorType]) -> u64 {
@@ -190,23 +205,25 @@ impl Operator for LayerNormGrad {
         if self.weights { &[] } else { &[0, 1] }
     }
 
-    /// The normalized operand, two numbers a row, and for the scale's gradient a product; of 16-bit operands also `dy`,
-    /// the scale and its gradient in the type of the statistics.
+    /// The normalized operand, two numbers a row, and for the scale's gradient a product. Of 16-bit operands that is
+    /// for some rows at a time; also as many rows of `dy`, the scale, three sums for the gradients of scale and bias,
+    /// all in the type of the statistics, and copies of what is not row-major.
     fn scratch(&self, operands: &[(&TensorType, &Layout)], _: &[&TensorType]) -> u64 {
-        let [(x, _), (scale, _), (statistics, _)] = [operands[1], operands[2], operands[3]];
-        let wide = statistics.dtype;
-        let half = x.dtype != wide;
-        let full = super::bytes_as(wide, x);
-        let sums = statistics.bytes().unwrap_or(0);
-        let weights = super::bytes_as(wide, scale);
-        pieces(
-            [full, sums, sums]
-                .into_iter()
-                .chain(self.weights.then_some(full))
-                .chain(half.then_some(full))
-                .chain(half.then_some(weights))
-                .chain((half && self.weights).then_some(weights)),
-        )
+        let [dy, x, scale, mean] = [operands[0], operands[1], operands[2], operands[3]];
+        let wide = mean.0.dtype;
+        if x.0.dtype == wide {
+            let full = super::bytes_as(wide, x.0);
+            let sums = super::bytes_as(wide, mean.0);
+            let product = self.weights.then_some(full);
+            return pieces([full, sums, sums].into_iter().chain(product));
+        }
+        let (at_once, row) = rows_of(self.axis, x.0, wide);
+        let (full, sums) = (at_once * row, at_once * wide.size());
+        let vector = super::bytes_as(wide, scale.0);
+        let copies = [super::row_major(dy), super::row_major(x)];
+        let always = [full, sums, sums, full, vector].into_iter().chain(copies);
+        let weights = [full, vector, vector, vector];
+        pieces(always.chain(weights.into_iter().filter(|_| self.weights)))
     }
 
     fn flops(&self, operands: &[&TensorType], _: &[&TensorType]) -> u64 {

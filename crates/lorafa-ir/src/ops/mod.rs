@@ -14,6 +14,7 @@ mod concat;
 mod cross_entropy;
 mod cumsum;
 mod dropout;
+mod gated;
 mod gather;
 mod gather_nd;
 mod layer_norm;
@@ -22,6 +23,8 @@ mod onnx;
 mod param;
 mod reduce;
 mod reshape;
+mod rms_norm;
+mod rotary;
 mod scatter;
 mod select;
 mod slice;
@@ -39,6 +42,7 @@ pub use concat::Concat;
 pub use cross_entropy::{CrossEntropy, CrossEntropyGrad};
 pub use cumsum::CumSum;
 pub use dropout::{Dropout, DropoutGrad};
+pub use gated::{Gated, GatedGrad};
 pub use gather::{Gather, GatherElements, GatherGrad};
 pub use gather_nd::GatherNd;
 pub use layer_norm::{LayerNorm, LayerNormGrad};
@@ -47,6 +51,8 @@ pub use onnx::OnnxOp;
 pub use param::{Data, External, Init, Param, Role, Stored, is_path};
 pub use reduce::{Reduce, ReduceKind};
 pub use reshape::{Expand, Reshape};
+pub use rms_norm::{RmsNorm, RmsNormGrad};
+pub use rotary::Rotary;
 pub use scatter::{ScatterElements, ScatterNd};
 pub use select::Select;
 pub use slice::{Pad, Slice, SliceAxis};
@@ -262,6 +268,16 @@ ops! {
     LayerNorm(LayerNorm),
     /// Its gradient.
     LayerNormGrad(LayerNormGrad),
+    /// Root-mean-square normalization.
+    RmsNorm(RmsNorm),
+    /// Its gradient.
+    RmsNormGrad(RmsNormGrad),
+    /// An activation times another operand: SwiGLU and its like.
+    Gated(Gated),
+    /// Its gradient.
+    GatedGrad(GatedGrad),
+    /// Rotary position embedding.
+    Rotary(Rotary),
     /// Softmax cross-entropy.
     CrossEntropy(CrossEntropy),
     /// Its gradient.
@@ -300,6 +316,9 @@ const PARSERS: &[Parser] = &[
     scatter::parse,
     softmax::parse,
     layer_norm::parse,
+    rms_norm::parse,
+    gated::parse,
+    rotary::parse,
     cross_entropy::parse,
     dropout::parse,
     accumulate::parse,

@@ -151,7 +151,7 @@ impl Operator for Unary {
 }
 
 /// The error function, by its series near zero and its continued fraction elsewhere.
-fn erf(x: f64) -> f64 {
+pub(super) fn erf(x: f64) -> f64 {
     let z = x.abs();
     if z > 6.0 {
         return x.signum();

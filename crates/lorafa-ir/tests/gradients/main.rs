@@ -61,6 +61,44 @@ fn rules_agree_with_finite_differences() {
 }
 
 #[test]
+fn decompositions_agree_with_the_reference() {
+    let mut compared = BTreeSet::new();
+    for (name, coverage) in table() {
+        let Coverage::Cases(cases) = coverage else {
+            continue;
+        };
+        for text in *cases {
+            let mut case = Case::new(name, text);
+            let op = case.graph.op(case.op).clone();
+            let operands: Option<Vec<_>> = op.operands.iter().map(|v| case.values.get(v)).collect();
+            let types: Vec<_> = op.results.iter().map(|v| case.graph.ty(*v)).collect();
+            let Some(Ok(expected)) = operands.map(|operands| op.kind.eval(&operands, &types))
+            else {
+                continue;
+            };
+            let mut patch = case.graph.patch("case");
+            for (slot, result) in op.results.iter().enumerate() {
+                patch.output(format!("y{slot}"), *result, OutputKind::Value);
+            }
+            if op
+                .kind
+                .decompose(&mut case.graph.clone().patch("try"), &op.operands)
+                .is_some()
+            {
+                compared.insert(*name);
+            }
+            let found = evaluate(case.graph, &case.values);
+            for (slot, expected) in expected.iter().enumerate() {
+                let found = &found[&format!("y{slot}")];
+                close(&found.data, &expected.data, &format!("{name} {text}"));
+            }
+        }
+    }
+    let expected = ["gated", "rms_norm", "rotary", "silu"];
+    assert_eq!(compared.into_iter().collect::<Vec<_>>(), expected);
+}
+
+#[test]
 fn ops_without_a_rule_say_so() {
     for (name, coverage) in table() {
         if let Coverage::Refuses(why, text) = coverage {

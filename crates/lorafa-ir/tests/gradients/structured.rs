@@ -199,6 +199,51 @@ pub const STRUCTURED: &[(&str, Coverage)] = &[
         ),
     ),
     (
+        "rms_norm",
+        Cases(&[
+            "f64[3,4], f64[4] {axis=1, eps=1e-5}",
+            "f64[2,3,4], f64[4] {axis=2, eps=0.1}",
+            "f64[2,3,4], f64[3,4] {axis=1, eps=1e-5}",
+            "f64[3,4], f64[3,4] {axis=0, eps=1e-5}",
+            "f64[2,3,4], ~f64[4] {axis=2, eps=1e-5}",
+            "~f64[2,3,4], f64[4] {axis=2, eps=1e-5}",
+            "bf16[3,4], bf16[4] {axis=1, eps=0.01}",
+        ]),
+    ),
+    (
+        "rms_norm_grad",
+        Refuses(
+            SECOND_ORDER,
+            "f64[2,3], f64[2,3], f64[3], f64[2,1] {axis=1}",
+        ),
+    ),
+    (
+        "gated",
+        Cases(&[
+            "f64[2,3], f64[2,3] {act=silu}",
+            "f64[2,3], f64[2,3] {act=gelu}",
+            "f64[3], f64[3] {act=gelu_tanh}",
+            "f64[3], f64[3] {act=relu}",
+            "f64[2,3], ~f64[2,3] {act=silu}",
+            "~f64[2,3], f64[2,3] {act=silu}",
+        ]),
+    ),
+    (
+        "gated_grad",
+        Refuses(SECOND_ORDER, "f64[2], f64[2], f64[2] {act=silu}"),
+    ),
+    (
+        "rotary",
+        Cases(&[
+            "f64[3,4], ~f64[3,2], ~f64[3,2]",
+            "f64[2,3,4,6], ~f64[1,1,4,3], ~f64[2,1,4,3] {interleaved}",
+            "f64[2,3,4], f64[3,2], f64[3,2] {inverse}",
+            "f64[2,3,4], f64[1,2], f64[2,1,2] {interleaved, inverse}",
+            "f64[2,3,4], f64[3,2], f64[3,2]",
+            "~f64[2,3,4], f64[3,2], ~f64[3,2]",
+        ]),
+    ),
+    (
         "cross_entropy",
         Cases(&[
             "f64[3,4], i64[3]=(0,3,2)",

@@ -4,7 +4,7 @@ use lorafa_ir::Op;
 use lorafa_ir::ops::{ActivationKind, BinaryKind, ReduceKind, UnaryKind};
 
 /// How many numbers [`variant`] gives out.
-pub const VARIANTS: usize = 74;
+pub const VARIANTS: usize = 81;
 
 /// A number for each op that differs in more than attributes. A new op does not compile here
 /// until it has one; then [`VARIANTS`] and the list of mnemonics follow.
@@ -44,9 +44,14 @@ pub fn variant(op: &Op) -> usize {
         Op::Reduce(op) => 33 + reduce(op.kind),
         Op::Unary(op) => 36 + unary(op.0),
         Op::Activation(op) => 47 + activation(op.0),
-        Op::ActivationGrad(op) => 52 + activation(op.0),
-        Op::Binary(op) => 57 + binary(op.0),
-        Op::Accumulate(_) => 73,
+        Op::ActivationGrad(op) => 53 + activation(op.0),
+        Op::Binary(op) => 59 + binary(op.0),
+        Op::RmsNorm(_) => 75,
+        Op::RmsNormGrad(_) => 76,
+        Op::Gated(_) => 77,
+        Op::GatedGrad(_) => 78,
+        Op::Rotary(_) => 79,
+        Op::Accumulate(_) => 80,
     }
 }
 
@@ -81,6 +86,7 @@ fn activation(kind: ActivationKind) -> usize {
         ActivationKind::Tanh => 2,
         ActivationKind::Gelu => 3,
         ActivationKind::GeluTanh => 4,
+        ActivationKind::Silu => 5,
     }
 }
 

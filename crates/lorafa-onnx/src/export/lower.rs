@@ -2,7 +2,8 @@
 
 use super::ExportError;
 use lorafa_ir::ops::{
-    Binary, BinaryKind, Constant, LayerNorm, Literal, Op, Reduce, ReduceKind, Unary, UnaryKind,
+    Activation, ActivationKind, Binary, BinaryKind, Constant, LayerNorm, Literal, Op, Reduce,
+    ReduceKind, Unary, UnaryKind,
 };
 use lorafa_ir::patch::Results;
 use lorafa_ir::text::OpDisplay;
@@ -50,7 +51,13 @@ fn lower_op(graph: &mut Graph, id: OpId) -> Result<(), ExportError> {
 /// Builds the op's results out of simpler ops, if it cannot be written as it is.
 fn rewrite(p: &mut Patch<'_>, op: &OpData) -> Option<Lowered> {
     match &op.kind {
-        Op::ActivationGrad(_)
+        Op::Activation(Activation(ActivationKind::Silu))
+        | Op::ActivationGrad(_)
+        | Op::RmsNorm(_)
+        | Op::RmsNormGrad(_)
+        | Op::Gated(_)
+        | Op::GatedGrad(_)
+        | Op::Rotary(_)
         | Op::SoftmaxGrad(_)
         | Op::LayerNormGrad(_)
         | Op::CrossEntropyGrad(_)

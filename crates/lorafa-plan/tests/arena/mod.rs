@@ -270,6 +270,8 @@ fn address(place: &Place<'_>, index: &[usize]) -> usize {
 fn element_by_element(kind: &Op) -> bool {
     let whole = [
         "layer_norm",
+        "rms_norm",
+        "gated_grad",
         "softmax",
         "cross_entropy",
         "scatter",

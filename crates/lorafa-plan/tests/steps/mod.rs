@@ -1,5 +1,6 @@
 //! Random training steps: whatever ops fit what is there, in all regions, with views, outputs and updates.
 
+mod fused;
 mod ops;
 
 use std::collections::BTreeSet;

@@ -14,7 +14,7 @@ impl Steps<'_> {
     /// Tries to add an op on random operands.
     pub fn op(&mut self) {
         let x = self.value();
-        match self.rng.below(25) {
+        match self.rng.below(27) {
             0..4 => self.view(x),
             4..7 => self.unary(x),
             7..11 => self.binary(x),
@@ -34,6 +34,7 @@ impl Steps<'_> {
                 self.add(Cast { to }, &[x]);
             }
             21 => self.copies(x),
+            24..26 => self.fused(x),
             23 => self.askew(x),
             22 => {
                 let (ratio, seed) = (Scalar(0.5), 1);
@@ -59,7 +60,7 @@ impl Steps<'_> {
         }
     }
 
-    fn shape(&self, x: ValueId) -> Vec<i64> {
+    pub fn shape(&self, x: ValueId) -> Vec<i64> {
         let shape = &self.patch.ty(x).shape;
         shape.iter().filter_map(Dim::known).collect()
     }
@@ -218,8 +219,15 @@ impl Steps<'_> {
         if self.rng.below(2) == 0 {
             self.add(Softmax { axis, log }, &[x]);
         } else {
-            let y = self.like(x);
-            self.add(SoftmaxGrad { axis, log }, &[x, y]);
+            // Exponentials of what is no logarithm of a probability overflow.
+            let y = match log {
+                true => self.add(Softmax { axis, log }, &[x]).first().copied(),
+                false => Some(self.like(x)),
+            };
+            if let Some(y) = y {
+                let dy = self.like(x);
+                self.add(SoftmaxGrad { axis, log }, &[dy, y]);
+            }
         }
     }
 

@@ -75,6 +75,9 @@ pub(super) fn activation(
     activation: Activation,
 ) -> Result<(), ExportError> {
     let inputs = w.operands(op)?;
+    if activation.0 == ActivationKind::Silu {
+        return Err(w.refuse(op, "ONNX has no operator for it"));
+    }
     let attributes = match activation.0 {
         ActivationKind::GeluTanh => vec![string("approximate", "tanh")],
         _ => vec![],

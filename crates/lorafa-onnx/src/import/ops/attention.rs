@@ -1,10 +1,9 @@
-//! Attention and rotary embeddings of opset 23, as the ops that older opsets spell them with.
+//! Attention and rotary embeddings of opset 23.
 
 use super::{Fail, Handler, Importer, Node};
 use lorafa_ir::build::Built;
 use lorafa_ir::ops::{
-    Activation, ActivationKind, BinaryKind, Concat, Gather, Iota, Slice, SliceAxis, Softmax,
-    UnaryKind,
+    Activation, ActivationKind, BinaryKind, Concat, Gather, Iota, Rotary, Slice, SliceAxis, Softmax,
 };
 use lorafa_ir::{DType, Dim, Patch, Shape, ValueId};
 
@@ -148,39 +147,45 @@ fn masked(p: &mut Patch<'_>, scores: ValueId, mask: ValueId) -> Built {
 
 fn rotary<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
     let x = im.input(node, 0)?;
-    let (mut cos, mut sin) = (im.input(node, 1)?, im.input(node, 2)?);
+    let mut tables = [im.input(node, 1)?, im.input(node, 2)?];
     if node.input(3).is_some() {
         let positions = im.input(node, 3)?;
-        cos = im
-            .patch
-            .add1(Gather { axis: 0 }.into(), &[cos, positions])?;
-        sin = im
-            .patch
-            .add1(Gather { axis: 0 }.into(), &[sin, positions])?;
+        for table in &mut tables {
+            *table = im
+                .patch
+                .add1(Gather { axis: 0 }.into(), &[*table, positions])?;
+        }
     }
     let p = &mut im.patch;
-    let flat = p.ty(x).rank() == 3;
-    let heads = if flat {
-        split_heads(p, x, node.int("num_heads", 0))?
-    } else {
-        x
+    let shape = p.ty(x).shape.clone();
+    // [batch, heads, seq, width], or [batch, seq, heads·width].
+    let (whole, heads_axis) = match shape.as_slice() {
+        [_, _, _, _] => (x, 1),
+        [batch, seq, all] => {
+            let heads = Dim::Known(node.int("num_heads", 0));
+            let width = all.exact_div(&heads);
+            let width = width.ok_or("its width is no multiple of its heads")?;
+            (p.reshape(x, [batch.clone(), seq.clone(), heads, width])?, 2)
+        }
+        _ => return Err("expected three or four axes".into()),
     };
-    let shape = p.ty(heads).shape.clone();
-    let [_, _, _, width] = shape.as_slice() else {
-        return Err("expected three or four axes".into());
-    };
-    let width = width.known().ok_or("its head size is symbolic")?;
+    let width = p.ty(whole).shape[3].known();
+    let width = width.ok_or("its head size is symbolic")?;
     let rotated = match node.int("rotary_embedding_dim", 0) {
         0 => width,
         n => n,
     };
-    if rotated % 2 != 0 || rotated > width {
+    if rotated % 2 != 0 || !(0..=width).contains(&rotated) {
         return Err(format!("cannot rotate {rotated} of {width}").into());
     }
-    if node.int("interleaved", 0) != 0 {
-        return Err("interleaved pairs are not supported".into());
+    // cos and sin are [batch or 1, seq, rotated/2], or the same for all of the batch; heads broadcast.
+    for table in &mut tables {
+        *table = match p.ty(*table).rank() {
+            3 => p.unsqueeze(*table, heads_axis)?,
+            2 => p.unsqueeze(*table, heads_axis - 1)?,
+            _ => return Err("expected cos and sin of two or three axes".into()),
+        };
     }
-    let half = rotated / 2;
     let part = |p: &mut Patch<'_>, start: i64, len: i64| -> Built {
         let axis = SliceAxis {
             axis: 3,
@@ -188,36 +193,22 @@ fn rotary<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
             len: len.into(),
             step: 1,
         };
-        p.add1(
-            Slice {
-                axes: [axis].into_iter().collect(),
-            }
-            .into(),
-            &[heads],
-        )
+        let axes = [axis].into_iter().collect();
+        p.add1(Slice { axes }.into(), &[whole])
     };
-    // cos and sin are [batch or 1, seq, half]; heads broadcast.
-    let (cos, sin) = (p.unsqueeze(cos, 1)?, p.unsqueeze(sin, 1)?);
-    let whole: ValueId = if rotated == width {
-        heads
+    let op = Rotary {
+        interleaved: node.int("interleaved", 0) != 0,
+        inverse: false,
+    };
+    let [cos, sin] = tables;
+    let mut y = if rotated == width {
+        p.add1(op.into(), &[whole, cos, sin])?
     } else {
-        part(p, 0, rotated)?
-    };
-    let (x1, x2) = (part(p, 0, half)?, part(p, half, half)?);
-    let minus = p.unary(UnaryKind::Neg, x2)?;
-    let turned = p.add1(Concat { axis: 3 }.into(), &[minus, x1])?;
-    let cos = p.add1(Concat { axis: 3 }.into(), &[cos, cos])?;
-    let sin = p.add1(Concat { axis: 3 }.into(), &[sin, sin])?;
-    let (a, b) = (p.times(whole, cos)?, p.times(turned, sin)?);
-    let mut y = p.plus(a, b)?;
-    if rotated != width {
+        let turned = part(p, 0, rotated)?;
+        let turned = p.add1(op.into(), &[turned, cos, sin])?;
         let rest = part(p, rotated, width - rotated)?;
-        y = p.add1(Concat { axis: 3 }.into(), &[y, rest])?;
-    }
-    if flat {
-        y = p.transpose(y, [0, 2, 1, 3])?;
-        let shape = p.ty(x).shape.clone();
-        y = p.reshape(y, shape)?;
-    }
+        p.add1(Concat { axis: 3 }.into(), &[turned, rest])?
+    };
+    y = p.reshape(y, shape)?;
     im.result(node, y)
 }

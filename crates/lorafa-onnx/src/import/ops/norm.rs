@@ -1,8 +1,8 @@
 //! Normalizations.
 
 use super::{Fail, Handler, Importer, Node};
-use lorafa_ir::DType;
-use lorafa_ir::ops::{BinaryKind, LayerNorm, ReduceKind, Scalar, UnaryKind, axis};
+use lorafa_ir::ops::{LayerNorm, RmsNorm, Scalar, axis};
+use lorafa_ir::{DType, Shape};
 
 pub(super) const OPS: &[(&str, Handler)] = &[
     ("LayerNormalization", layer_norm),
@@ -26,30 +26,23 @@ fn layer_norm<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail
     Ok(())
 }
 
-/// As the exporters spell it in opsets that lack the operator.
+/// The operator normalizes in f32 and multiplies by the scale in the scale's type.
 fn rms_norm<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
-    let (x, scale) = (im.input(node, 0)?, im.input(node, 1)?);
-    let ty = im.patch.ty(x).clone();
-    let first = axis(node.int("axis", -1), ty.rank())?;
+    let (x, mut scale) = (im.input(node, 0)?, im.input(node, 1)?);
+    let axis = axis(node.int("axis", -1), im.patch.ty(x).rank())?;
+    let eps = Scalar(f64::from(node.float("epsilon", 1e-5)));
     let p = &mut im.patch;
-    let wide = p.cast(
-        x,
-        if ty.dtype.is_half() {
-            DType::F32
-        } else {
-            ty.dtype
-        },
-    )?;
-    let two = p.scalar_like(wide, 2.0)?;
-    let square = p.binary(BinaryKind::Pow, wide, two)?;
-    let mean = p.reduce(ReduceKind::Mean, square, first..ty.rank(), true)?;
-    let eps = p.scalar_like(mean, f64::from(node.float("epsilon", 1e-5)))?;
-    let sum = p.plus(mean, eps)?;
-    let root = p.unary(UnaryKind::Sqrt, sum)?;
-    let rstd = p.unary(UnaryKind::Reciprocal, root)?;
-    let normal = p.times(wide, rstd)?;
-    let dtype = p.ty(scale).dtype;
-    let normal = p.cast(normal, dtype)?;
-    let y = p.times(normal, scale)?;
+    let (from, to) = (p.ty(x).dtype, p.ty(scale).dtype);
+    let wide = match (from, to) {
+        _ if from == to => to,
+        (DType::F64, _) | (_, DType::F64) => DType::F64,
+        _ => DType::F32,
+    };
+    let x = p.cast(x, wide)?;
+    scale = p.cast(scale, wide)?;
+    let normalized: Shape = p.ty(x).shape[axis..].iter().cloned().collect();
+    scale = p.expand(scale, &normalized)?;
+    let y = p.add1(RmsNorm { axis, eps }.into(), &[x, scale])?;
+    let y = p.cast(y, to)?;
     im.result(node, y)
 }

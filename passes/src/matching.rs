@@ -1,0 +1,100 @@
+//! What the passes that fuse ops ask of a graph.
+
+use lorafa_ir::ops::{Binary, BinaryKind, Op, Unary, UnaryKind};
+use lorafa_ir::{DType, Graph, OpData, OpId, ValueId};
+
+/// Casts and the like that are walked through in one place: a bound for hostile input.
+pub(crate) const MAX_STEPS: usize = 16;
+
+/// The one number that a value holds everywhere, through casts and reshapes.
+pub(crate) fn number(graph: &Graph, mut value: ValueId) -> Option<f64> {
+    for _ in 0..MAX_STEPS {
+        let def = graph.def(value);
+        match &def.kind {
+            Op::Constant(c) => return c.as_f64(),
+            Op::Fill(f) => return Some(f.value.0),
+            Op::Cast(_) | Op::Reshape(_) | Op::Expand(_) => value = def.operands[0],
+            _ => return None,
+        }
+    }
+    None
+}
+
+/// Whether a value is a number, up to what its own type and f32 may have rounded off.
+pub(crate) fn is_number(graph: &Graph, value: ValueId, expected: f64) -> bool {
+    let dtype = graph.ty(value).dtype;
+    number(graph, value).is_some_and(|found| {
+        let near = (found - expected).abs() <= 1e-6 * expected.abs();
+        near || found == dtype.round(expected)
+    })
+}
+
+/// The operands of an op of this kind.
+pub(crate) fn binary(graph: &Graph, value: ValueId, kind: BinaryKind) -> Option<[ValueId; 2]> {
+    let op = graph.def(value);
+    (op.kind == Op::Binary(Binary(kind))).then(|| [op.operands[0], op.operands[1]])
+}
+
+/// The operands of an op that commutes, in both orders; none if it is another op.
+pub(crate) fn either(
+    graph: &Graph,
+    value: ValueId,
+    kind: BinaryKind,
+) -> impl Iterator<Item = (ValueId, ValueId)> {
+    let operands = binary(graph, value, kind);
+    operands.into_iter().flat_map(|[a, b]| [(a, b), (b, a)])
+}
+
+/// The other operand of an op that commutes, where one is this number.
+pub(crate) fn with_number(
+    graph: &Graph,
+    value: ValueId,
+    kind: BinaryKind,
+    expected: f64,
+) -> Option<ValueId> {
+    let mut pairs = either(graph, value, kind);
+    pairs.find_map(|(x, n)| is_number(graph, n, expected).then_some(x))
+}
+
+/// The operand of an op of this kind.
+pub(crate) fn unary(graph: &Graph, value: ValueId, kind: UnaryKind) -> Option<ValueId> {
+    let op = graph.def(value);
+    (op.kind == Op::Unary(Unary(kind))).then(|| op.operands[0])
+}
+
+/// What a value was cast from, if it was.
+pub(crate) fn uncast(graph: &Graph, value: ValueId) -> Option<ValueId> {
+    let op = graph.def(value);
+    matches!(op.kind, Op::Cast(_)).then(|| op.operands[0])
+}
+
+/// What a value was widened from, if that was of type `narrow`; the value itself if it is.
+pub(crate) fn as_narrow(graph: &Graph, value: ValueId, narrow: DType) -> Option<ValueId> {
+    if graph.ty(value).dtype == narrow {
+        return Some(value);
+    }
+    let from = uncast(graph, value)?;
+    let widened = graph.ty(from).dtype == narrow && graph.ty(value).dtype == narrow.arithmetic();
+    widened.then_some(from)
+}
+
+/// Ops in schedule order that are still there when `f` comes to them.
+pub(crate) fn each_op<E>(
+    graph: &mut Graph,
+    mut f: impl FnMut(&mut Graph, OpId) -> Result<(), E>,
+) -> Result<(), E> {
+    for id in graph.order() {
+        if graph.get_op(id).is_some() {
+            f(graph, id)?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether one op alone reads the only result of another, and no output is it.
+pub(crate) fn read_once(graph: &Graph, op: &OpData) -> bool {
+    let [value] = op.results.as_slice() else {
+        return false;
+    };
+    graph.uses(*value).len() == 1 && graph.outputs().iter().all(|o| o.value != *value)
+}
