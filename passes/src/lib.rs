@@ -15,6 +15,7 @@ pub mod eliminate_dead_code;
 pub mod find_lora;
 pub mod fold_constants;
 pub mod freeze_lora_a;
+pub mod fuse_attention;
 pub mod inject_lora;
 pub mod manager;
 pub mod pass;

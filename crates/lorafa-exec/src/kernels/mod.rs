@@ -21,6 +21,7 @@
 
 mod activation;
 mod adamw;
+mod attention;
 mod binary;
 mod copies;
 mod cross_entropy;
@@ -316,6 +317,8 @@ pub(crate) fn emit(op: &Op, cx: &mut Cx<'_>) -> Emitted {
         Op::ScatterNd(op) => scatter::scatter_nd(op.add, cx),
         Op::Softmax(op) => softmax::forward(*op, cx),
         Op::SoftmaxGrad(op) => softmax::backward(*op, cx),
+        Op::Attention(op) => attention::forward(*op, cx),
+        Op::AttentionGrad(op) => attention::backward(*op, cx),
         Op::LayerNorm(op) => layer_norm::forward(*op, cx),
         Op::LayerNormGrad(op) => layer_norm::backward(*op, cx),
         Op::CrossEntropy(op) => cross_entropy::forward(op.ignore_index, cx),

@@ -6,6 +6,8 @@
 
 mod activation;
 mod adamw;
+mod attention;
+mod attention_grad;
 pub mod attrs;
 mod binary;
 mod cast;
@@ -31,6 +33,8 @@ mod unary;
 
 pub use activation::{Activation, ActivationGrad, ActivationKind};
 pub use adamw::AdamW;
+pub use attention::{Attention, AttentionSizes, UNSEEN};
+pub use attention_grad::AttentionGrad;
 pub use binary::{Binary, BinaryKind};
 pub use cast::Cast;
 pub use concat::Concat;
@@ -256,6 +260,10 @@ ops! {
     Softmax(Softmax),
     /// Their gradients.
     SoftmaxGrad(SoftmaxGrad),
+    /// Attention.
+    Attention(Attention),
+    /// Its gradient.
+    AttentionGrad(AttentionGrad),
     /// Layer normalization.
     LayerNorm(LayerNorm),
     /// Its gradient.
@@ -295,6 +303,7 @@ const PARSERS: &[Parser] = &[
     gather_nd::parse,
     scatter::parse,
     softmax::parse,
+    attention::parse,
     layer_norm::parse,
     cross_entropy::parse,
     dropout::parse,

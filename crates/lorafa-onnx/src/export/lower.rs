@@ -52,6 +52,8 @@ fn rewrite(p: &mut Patch<'_>, op: &OpData) -> Option<Lowered> {
     match &op.kind {
         Op::ActivationGrad(_)
         | Op::SoftmaxGrad(_)
+        | Op::Attention(_)
+        | Op::AttentionGrad(_)
         | Op::LayerNormGrad(_)
         | Op::CrossEntropyGrad(_)
         | Op::DropoutGrad(_)
