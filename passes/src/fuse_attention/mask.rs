@@ -57,6 +57,10 @@ impl Mask {
         if uniform(graph, value).is_some_and(|x| (x != 0.0) != negated) {
             return;
         }
+        if !negated && triangle(graph, value) {
+            self.causal = true;
+            return;
+        }
         match AtMostZero::of(graph, value, negated) {
             Some(positions) if positions.always(sizes) => {}
             Some(AtMostZero {
@@ -150,6 +154,33 @@ impl Mask {
             });
         }
         Ok(whole)
+    }
+}
+
+/// Whether a value is a table that says of each row `i` and key `j` whether `j ≤ i`.
+fn triangle(graph: &Graph, value: ValueId) -> bool {
+    let ty = graph.ty(value);
+    let Some([leading @ .., rows, keys]) = ty.known_shape().as_deref() else {
+        return false;
+    };
+    if ty.dtype != DType::Bool || *keys < 2 || *rows < 2 || leading.iter().any(|dim| *dim != 1) {
+        return false;
+    }
+    let place = |at: usize| (at as u64 / keys, at as u64 % keys);
+    let fits = |(at, seen): (usize, bool)| {
+        let (row, key) = place(at);
+        seen == (key <= row)
+    };
+    match &graph.def(value).kind {
+        Op::Constant(constant) => {
+            let table = constant.literal.to_f64().into_iter();
+            table.map(|x| x != 0.0).enumerate().all(fits)
+        }
+        Op::Param(param) if param.role == Role::Constant => match &param.stored.data {
+            Data::Inline(table) => table.iter().map(|x| *x != 0).enumerate().all(fits),
+            _ => false,
+        },
+        _ => false,
     }
 }
 

@@ -168,8 +168,7 @@ impl Attention {
                 || slot == 1 && rest[0].dtype != DType::Bool
             {
                 return Err(TypeError(format!(
-                    "expected a bool mask, a bias of {} or {wide}, or both in this order, found {extra}",
-                    q.dtype
+                    "expected a bool mask or a bias of {wide}, the mask first, found {extra}"
                 )));
             }
             let shape = broadcast(&extra.shape, &scores)?;

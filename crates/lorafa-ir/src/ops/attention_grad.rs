@@ -63,15 +63,11 @@ impl Operator for AttentionGrad {
         let results = self.of.check(&ins)?;
         let same =
             |a: &TensorType, b: &TensorType| a.dtype == b.dtype && line_up(&a.shape, &b.shape);
-        let fits = [(0, 0), (4, 0), (5, 1)];
-        if let Some((operand, _)) = fits
-            .iter()
-            .find(|(operand, result)| !same(operands[*operand], &results[*result]))
-        {
-            return Err(TypeError(format!(
-                "{} does not line up with {}",
-                operands[*operand], operands[1]
-            )));
+        for (operand, result) in [(0, 0), (4, 0), (5, 1)] {
+            let (found, expected) = (operands[operand], &results[result]);
+            if !same(found, expected) {
+                return Err(TypeError(format!("expected {expected}, found {found}")));
+            }
         }
         let rows_first = |x: &TensorType| {
             let [b, h, s, d] = [0, 1, 2, 3].map(|axis| x.shape[axis].clone());

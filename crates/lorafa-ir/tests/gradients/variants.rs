@@ -4,7 +4,7 @@ use lorafa_ir::Op;
 use lorafa_ir::ops::{ActivationKind, BinaryKind, ReduceKind, UnaryKind};
 
 /// How many numbers [`variant`] gives out.
-pub const VARIANTS: usize = 73;
+pub const VARIANTS: usize = 75;
 
 /// A number for each op that differs in more than attributes. A new op does not compile here
 /// until it has one; then [`VARIANTS`] and the list of mnemonics follow.
@@ -46,6 +46,8 @@ pub fn variant(op: &Op) -> usize {
         Op::Activation(op) => 47 + activation(op.0),
         Op::ActivationGrad(op) => 52 + activation(op.0),
         Op::Binary(op) => 57 + binary(op.0),
+        Op::Attention(_) => 73,
+        Op::AttentionGrad(_) => 74,
     }
 }
 
