@@ -24,7 +24,7 @@ mod heads;
 mod mask;
 mod pattern;
 
-use crate::pass::{Changed, Pass, PassCx, PassError, PassKind, in_module};
+use crate::pass::{Changed, Pass, PassCx, PassError, PassKind};
 use lorafa_ir::ops::{Attention, Op, Scalar, Transpose};
 use lorafa_ir::text::OpDisplay;
 use lorafa_ir::{Graph, OpId, Patch, PatchError, ValueId};
@@ -58,14 +58,10 @@ impl Pass for FuseAttention {
                     fused += 1;
                 }
                 Err(why) => {
-                    let place = in_module(&graph.op(id).site.module);
                     let line = OpDisplay(graph, id).to_string();
-                    cx.note(format_args!("left `{line}`{place} alone: {why}"));
+                    cx.note(format_args!("left `{line}` alone: {why}"));
                 }
             }
-        }
-        if fused > 0 {
-            cx.note(format_args!("{fused} attentions"));
         }
         Ok(Changed::from_count(fused))
     }
@@ -89,15 +85,8 @@ fn fuse(graph: &mut Graph, found: &Pattern) -> Result<String, PatchError> {
         window: found.mask.window.map(|(window, _)| window),
     };
     let results = patch.add(op.into(), &operands)?;
-    let line = {
-        let graph = patch.graph();
-        let op = graph.value(results[0]).op;
-        format!(
-            "`{}`{}",
-            OpDisplay(graph, op),
-            in_module(&graph.op(op).site.module)
-        )
-    };
+    let op = patch.graph().value(results[0]).op;
+    let line = format!("built `{}`", OpDisplay(patch.graph(), op));
     for reader in readers_by_rows(patch.graph(), found.result) {
         let old = patch.graph().op(reader).results[0];
         patch.replace(old, results[0])?;
@@ -129,7 +118,7 @@ fn uniform(graph: &Graph, value: ValueId) -> Option<f64> {
     }
 }
 
-/// Helper for rules that look through what only repeats elements.
+/// Behind what only repeats elements.
 fn through_expand(graph: &Graph, mut value: ValueId) -> ValueId {
     while let Op::Expand(_) = graph.def(value).kind {
         value = graph.def(value).operands[0];

@@ -1,7 +1,7 @@
 //! Integers that are a sum of multiples of their place: counters, and what arithmetic makes of them.
 
-use lorafa_ir::ops::{Binary, BinaryKind, Op};
-use lorafa_ir::{Graph, ValueId};
+use lorafa_ir::ops::{Binary, BinaryKind, Literal, Op};
+use lorafa_ir::{Dim, Graph, TensorType, ValueId};
 
 /// `offset + Σ steps[axis]·index[axis]`; an axis of one element has step zero.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,10 +59,10 @@ pub(super) fn affine(graph: &Graph, value: ValueId) -> Option<Affine> {
             offset: iota.start.known()?,
             steps: vec![if iota.len.is(1) { 0 } else { iota.step }],
         }),
-        Op::Constant(constant) => {
-            let offset = number(constant.as_f64()?)?;
-            Some(Affine::constant(offset, ty.rank()))
-        }
+        Op::Constant(constant) => match constant.as_f64() {
+            Some(x) => Some(Affine::constant(number(x)?, ty.rank())),
+            None => counter(&constant.literal, ty),
+        },
         Op::Fill(fill) => Some(Affine::constant(number(fill.value.0)?, ty.rank())),
         Op::Cast(_) => {
             let from = graph.ty(op.operands[0]).dtype;
@@ -109,6 +109,27 @@ pub(super) fn affine(graph: &Graph, value: ValueId) -> Option<Affine> {
         }
         _ => None,
     }
+}
+
+/// A counter that an exporter wrote out.
+fn counter(literal: &Literal, ty: &TensorType) -> Option<Affine> {
+    let Literal::Ints(numbers) = literal else {
+        return None;
+    };
+    let long = |dim: &Dim| !dim.is(1);
+    if ty.shape.iter().filter(|dim| long(dim)).count() != 1 {
+        return None;
+    }
+    let [first, second, ..] = numbers.as_slice() else {
+        return None;
+    };
+    let step = second.checked_sub(*first)?;
+    let steady = |pair: &[i64]| pair[1].checked_sub(pair[0]) == Some(step);
+    let steps = ty.shape.iter().map(|dim| if long(dim) { step } else { 0 });
+    numbers.windows(2).all(steady).then(|| Affine {
+        offset: *first,
+        steps: steps.collect(),
+    })
 }
 
 /// What a comparison of such integers requires: `offset + row·i + key·j ≤ 0`.

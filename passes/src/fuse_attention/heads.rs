@@ -82,12 +82,14 @@ pub(super) fn turned(graph: &Graph, value: ValueId) -> Heads {
             .shape
             .ends_with(&[d.clone(), t.clone()])
     {
-        let shape = leading.iter().chain([t, d]).cloned().collect();
-        let view = View::Shape(shape);
-        return Heads {
-            value: inner.operands[0],
-            view,
+        let shape: Shape = leading.iter().chain([t, d]).cloned().collect();
+        let merged = graph.def(inner.operands[0]);
+        let value = match merged.kind {
+            Op::Reshape(_) if graph.ty(merged.operands[0]).shape == shape => merged.operands[0],
+            _ => inner.operands[0],
         };
+        let view = View::Shape(shape);
+        return Heads { value, view };
     }
     let mut perm: SmallVec<[usize; 4]> = (0..rank).collect();
     swap(&mut perm);

@@ -160,7 +160,8 @@ impl Mask {
 /// Whether a value is a table that says of each row `i` and key `j` whether `j ≤ i`.
 fn triangle(graph: &Graph, value: ValueId) -> bool {
     let ty = graph.ty(value);
-    let Some([leading @ .., rows, keys]) = ty.known_shape().as_deref() else {
+    let shape = ty.known_shape();
+    let Some([leading @ .., rows, keys]) = shape.as_deref() else {
         return false;
     };
     if ty.dtype != DType::Bool || *keys < 2 || *rows < 2 || leading.iter().any(|dim| *dim != 1) {

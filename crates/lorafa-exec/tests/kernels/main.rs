@@ -187,7 +187,7 @@ const EMPTY: &[(&str, &str)] = &[
     ),
     (
         "attention",
-        "f32[2,2,3,4], f32[2,2,0,4], f32[2,2,0,4] {scale=0.5}",
+        "f32[2,2,3,4], f32[2,2,0,4], f32[2,2,0,4], bool[1]=(1) {scale=0.5}",
     ),
     (
         "attention",
@@ -306,12 +306,12 @@ fn blocks_of_attention_make_the_whole() {
                 param %x : f32[1,1700,4,4] input
                 param %y : f32[1,1500,2,4] input
                 param %seen : bool[1500] input
-                param %bias : f32[4,1700,1] input
+                param %bias : f32[4,1,1500] input
                 param %dy : f32[1,1700,4,4] input
                 v0 = transpose %x {{perm=[0,2,1,3]}} : f32[1,4,1700,4]
                 v1 = transpose %y {{perm=[0,2,1,3]}} : f32[1,2,1500,4]
                 v2, v3 = attention v0, v1, v1, %seen, %bias {{{attrs}}} : f32[1,1700,4,4], f32[1,4,1700]
-                v4, v5, v6, v7 = attention_grad %dy, v0, v1, v1, v2, v3, %seen, %bias {{bias, {attrs}}} : f32[1,1700,4,4], f32[1,1500,2,4], f32[1,1500,2,4], f32[4,1700,1]
+                v4, v5, v6, v7 = attention_grad %dy, v0, v1, v1, v2, v3, %seen, %bias {{bias, {attrs}}} : f32[1,1700,4,4], f32[1,1500,2,4], f32[1,1500,2,4], f32[4,1,1500]
                 out \"out\" = v2
                 out \"dq\" = v4
                 out \"dk\" = v5
