@@ -102,12 +102,16 @@ fn what_keeps_inputs_of_adapters_is_known() {
         let (_, certificate) = compile(&model, Method::LoraFa);
         for proof in certificate.unwrap().proofs {
             let relu = model.name.starts_with("t5-") && proof.module.ends_with("DenseReluDense.wo");
-            let attention = AFTER_ATTENTION
+            // In training, and where adapters are f32 alone, A reads a copy of what attention gives.
+            let copied = ["-drop", "bf16base"]
+                .iter()
+                .any(|part| model.name.contains(part));
+            let after = AFTER_ATTENTION
                 .iter()
                 .any(|name| proof.module.ends_with(name));
             assert_eq!(
                 proof.kept.is_some(),
-                relu || attention,
+                relu || after && !copied,
                 "{} {}",
                 model.name,
                 proof.module
