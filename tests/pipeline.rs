@@ -100,13 +100,35 @@ fn saved(graph: &Graph) -> BTreeMap<ValueId, u64> {
     saved.into_iter().map(|s| (s.id, s.bytes)).collect()
 }
 
-/// No op of the base models saves an adapter's input.
+/// What the layer after an attention is called.
+const AFTER_ATTENTION: [&str; 5] = [
+    ".self_attn.o_proj",
+    ".attn.c_proj",
+    ".attention.output.dense",
+    "SelfAttention.o",
+    "EncDecAttention.o",
+];
+
+/// Of the base models' ops, attention saves its result; no other saves an adapter's input.
 #[test]
-fn every_adapter_releases_its_input() {
+fn what_keeps_inputs_of_adapters_is_known() {
     for model in examples() {
         let (_, certificate) = compile(&model, Method::LoraFa);
         for proof in certificate.unwrap().proofs {
-            assert_eq!(proof.kept, None, "{} {}", model.name, proof.module);
+            // In training, and where adapters are f32 alone, A reads a copy of what attention gives.
+            let copied = ["-drop", "bf16base"]
+                .iter()
+                .any(|part| model.name.contains(part));
+            let after = AFTER_ATTENTION
+                .iter()
+                .any(|name| proof.module.ends_with(name));
+            assert_eq!(
+                proof.kept.is_some(),
+                after && !copied,
+                "{} {}",
+                model.name,
+                proof.module
+            );
         }
     }
 }

@@ -16,6 +16,7 @@ pub mod find_lora;
 pub mod fold_constants;
 pub mod freeze_lora_a;
 pub mod fuse_activations;
+pub mod fuse_attention;
 pub mod fuse_norms;
 pub mod fuse_rotary;
 pub mod inject_lora;

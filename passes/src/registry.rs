@@ -4,7 +4,7 @@ use crate::pass::{Method, Pass};
 use crate::{
     attach_loss, attach_optimizer, bind_dims, canonicalize, convert_precision, differentiate,
     eliminate_common_subexpressions, eliminate_dead_code, find_lora, fold_constants, freeze_lora_a,
-    fuse_activations, fuse_norms, fuse_rotary, inject_lora, mask_relu,
+    fuse_activations, fuse_attention, fuse_norms, fuse_rotary, inject_lora, mask_relu,
 };
 
 /// Passes that every method shares: from the imported graph to a bound and clean one whose
@@ -14,6 +14,7 @@ pub const PREPARE: &[&dyn Pass] = &[
     &canonicalize::Canonicalize,
     &fold_constants::FoldConstants,
     &eliminate_common_subexpressions::EliminateCommonSubexpressions,
+    &fuse_attention::FuseAttention,
     &eliminate_dead_code::EliminateDeadCode,
     &find_lora::FindLora,
     &fuse_norms::FuseNorms,

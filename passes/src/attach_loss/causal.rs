@@ -1,14 +1,14 @@
 //! Whether a model predicts the next token: whether its attention masks the future.
 
-use lorafa_ir::ops::{Binary, BinaryKind, Constant, Data, Literal, Op};
+use lorafa_ir::ops::{Attention, Binary, BinaryKind, Constant, Data, Literal, Op};
 use lorafa_ir::{DType, Graph, OpData, ValueId};
 use std::collections::BTreeSet;
 
 /// The largest constant mask that is looked at, in elements.
 const MAX_MASK: u64 = 1 << 24;
 
-/// Whether `output` depends on an order of positions: a comparison of two counters, or a constant
-/// that is one thing on and below the diagonal and another above it.
+/// Whether `output` depends on an order of positions: causal attention, a comparison of two counters, or
+/// a constant that is one thing on and below the diagonal and another above it.
 pub(super) fn is_causal(graph: &Graph, output: ValueId) -> bool {
     let mut counters: BTreeSet<ValueId> = BTreeSet::new();
     let mut fixed: BTreeSet<ValueId> = BTreeSet::new();
@@ -18,7 +18,9 @@ pub(super) fn is_causal(graph: &Graph, output: ValueId) -> bool {
         let known = |v: &ValueId| counters.contains(v) || fixed.contains(v);
         let counts = |v: &ValueId| counters.contains(v);
         if needed.contains(&id)
-            && (is_triangle(op) || compares(op) && op.operands.iter().all(counts))
+            && (matches!(op.kind, Op::Attention(Attention { causal: true, .. }))
+                || is_triangle(op)
+                || compares(op) && op.operands.iter().all(counts))
         {
             return true;
         }

@@ -136,6 +136,7 @@ impl Mixed {
         }
         match &op.kind {
             Op::MatMul(_) => (self.product_dtype(graph, op), false),
+            Op::Attention(_) => (self.target, false),
             Op::LayerNorm(_) | Op::RmsNorm(_) => (graph.ty(op.operands[0]).dtype, false),
             _ => match dtypes.first() {
                 Some(one) if dtypes.len() == 1 => (*one, false),

@@ -104,7 +104,7 @@ fn product(name: &str, a: &View, b: &View, out: &View, cx: &mut Cx<'_>) -> Emitt
 }
 
 /// Strides of axes of length one made such that BLAS takes the matrix as it is.
-fn tidy(x: &View) -> View {
+pub(super) fn tidy(x: &View) -> View {
     let mut x = x.clone();
     let n = x.rank();
     let (rows, cols) = (x.shape()[n - 2], x.shape()[n - 1]);

@@ -17,11 +17,13 @@
 //! | `copy_` of a large transpose | a tile of 60×60 | an axis more, which turns the tiling off |
 //! | `sum`, `amax` of much to one number | a part for each thread | parts in scratch, or a product with itself |
 //! | `var` of everything | the result | a product of each row with itself |
+//! | `scaled_dot_product_attention` | its results | blocks of rows, `baddbmm_` and softmax in scratch |
 //! | `native_layer_norm.out`, `_fused_rms_norm`, `native_dropout.out`, `isnan.out`, `embedding.out` | the result | written out |
 
 mod accumulate;
 mod activation;
 mod adamw;
+mod attention;
 mod binary;
 mod copies;
 mod cross_entropy;
@@ -362,6 +364,8 @@ pub(crate) fn emit(op: &Op, cx: &mut Cx<'_>) -> Emitted {
         Op::ScatterNd(op) => scatter::scatter_nd(op.add, cx),
         Op::Softmax(op) => softmax::forward(*op, cx),
         Op::SoftmaxGrad(op) => softmax::backward(*op, cx),
+        Op::Attention(op) => attention::forward(*op, cx),
+        Op::AttentionGrad(op) => attention::backward(*op, cx),
         Op::LayerNorm(op) => layer_norm::forward(*op, cx),
         Op::LayerNormGrad(op) => layer_norm::backward(*op, cx),
         Op::RmsNorm(op) => rms_norm::forward(*op, cx),

@@ -11,6 +11,8 @@ mod arena;
 mod case;
 #[path = "../../../lorafa-onnx/tests/export/cases.rs"]
 mod cases;
+#[path = "../../../lorafa-ir/tests/common/decompose.rs"]
+mod decompose;
 mod reference;
 #[path = "../../../lorafa-ir/tests/common/rng.rs"]
 mod rng;
@@ -183,6 +185,18 @@ const EMPTY: &[(&str, &str)] = &[
         "layer_norm_grad",
         "f32[0,4], f32[0,4], f32[4], f32[0,1], f32[0,1] {axis=1, weights}",
     ),
+    (
+        "attention",
+        "f32[2,2,3,4], f32[2,2,0,4], f32[2,2,0,4], bool[1]=(1) {scale=0.5}",
+    ),
+    (
+        "attention",
+        "f32[0,2,3,4], f32[0,2,3,4], f32[0,2,3,4] {scale=0.5, causal}",
+    ),
+    (
+        "attention_grad",
+        "f32[2,0,2,4], f32[2,2,0,4], f32[2,2,3,4], f32[2,2,3,4], f32[2,0,2,4], f32[2,2,0] {scale=0.5}",
+    ),
     ("rms_norm", "f32[0,4], f32[4] {axis=1, eps=0.5}"),
     (
         "rms_norm_grad",
@@ -316,4 +330,70 @@ fn large_reductions_allocate_nothing() {
         }
     }
     check(&graph, &values, "large").unwrap();
+}
+
+/// Attention whose scores do not fit one block, against the ops that it decomposes into.
+#[test]
+fn blocks_of_attention_make_the_whole() {
+    for attrs in [
+        "scale=0.25",
+        "causal, scale=0.25",
+        "causal, scale=0.25, window=700",
+        "causal, scale=0.25, window=1800",
+    ] {
+        let text = format!(
+            "graph @blocks {{
+                param %x : f32[1,1700,4,4] input
+                param %y : f32[1,1500,2,4] input
+                param %seen : bool[1500] input
+                param %bias : f32[4,1,1500] input
+                param %dy : f32[1,1700,4,4] input
+                v0 = transpose %x {{perm=[0,2,1,3]}} : f32[1,4,1700,4]
+                v1 = transpose %y {{perm=[0,2,1,3]}} : f32[1,2,1500,4]
+                v2, v3 = attention v0, v1, v1, %seen, %bias {{{attrs}}} : f32[1,1700,4,4], f32[1,4,1700]
+                v4, v5, v6, v7 = attention_grad %dy, v0, v1, v1, v2, v3, %seen, %bias {{bias, {attrs}}} : f32[1,1700,4,4], f32[1,1500,2,4], f32[1,1500,2,4], f32[4,1,1500]
+                out \"out\" = v2
+                out \"dq\" = v4
+                out \"dk\" = v5
+                out \"dv\" = v6
+                out \"dbias\" = v7
+              }}"
+        );
+        let fused = lorafa_ir::text::parse(&text).unwrap();
+        let mut spelled = fused.clone();
+        decompose::decompose(&mut spelled);
+        let mut rng = rng::Rng(11);
+        let values = fused.params().map(|(value, param)| {
+            let seen = param.ty.dtype == lorafa_ir::DType::Bool;
+            let number = |_: &[usize]| match seen {
+                true => f64::from(u8::from(rng.below(5) > 0)),
+                false => rng.below(64) as f64 / 32.0 - 1.0,
+            };
+            (value, Array::from_fn(&param.ty, number).unwrap())
+        });
+        let values: arena::Values = values.collect();
+        let results = [fused, spelled].map(|graph| {
+            let graph = Arc::new(graph);
+            let plan = plan(&graph).unwrap();
+            let mut program = compile(&graph, &plan, Mode::Arena).unwrap();
+            feed(&mut program, &graph, &values);
+            program.step().unwrap();
+            let outputs = ["out", "dq", "dk", "dv", "dbias"].map(|name| {
+                let (ty, bytes) = program.output(name).unwrap();
+                decode(ty.dtype, &bytes)
+            });
+            (outputs, program.step_traced().unwrap().allocations)
+        });
+        let [(fused, allocations), (spelled, _)] = results;
+        assert_eq!(allocations, [], "{attrs}");
+        for (fused, spelled) in fused.iter().zip(&spelled) {
+            let most = spelled.iter().fold(0.0, |most: f64, x| most.max(x.abs()));
+            let pairs = fused.iter().zip(spelled);
+            let off = pairs.fold(0.0, |most: f64, (a, b)| most.max((a - b).abs()));
+            assert!(
+                most > 1e-4 && off <= 3e-5 * most,
+                "{attrs}: {off} of {most}"
+            );
+        }
+    }
 }

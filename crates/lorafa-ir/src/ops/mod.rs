@@ -7,6 +7,8 @@
 mod accumulate;
 mod activation;
 mod adamw;
+mod attention;
+mod attention_grad;
 pub mod attrs;
 mod binary;
 mod cast;
@@ -36,6 +38,8 @@ mod unary;
 pub use accumulate::{Accumulate, Blocks};
 pub use activation::{Activation, ActivationGrad, ActivationKind};
 pub use adamw::{AdamW, AdamWForm};
+pub use attention::{Attention, AttentionSizes, UNSEEN};
+pub use attention_grad::AttentionGrad;
 pub use binary::{Binary, BinaryKind};
 pub use cast::Cast;
 pub use concat::Concat;
@@ -264,6 +268,10 @@ ops! {
     Softmax(Softmax),
     /// Their gradients.
     SoftmaxGrad(SoftmaxGrad),
+    /// Attention.
+    Attention(Attention),
+    /// Its gradient.
+    AttentionGrad(AttentionGrad),
     /// Layer normalization.
     LayerNorm(LayerNorm),
     /// Its gradient.
@@ -315,6 +323,7 @@ const PARSERS: &[Parser] = &[
     gather_nd::parse,
     scatter::parse,
     softmax::parse,
+    attention::parse,
     layer_norm::parse,
     rms_norm::parse,
     gated::parse,

@@ -69,6 +69,8 @@ pub const MNEMONICS: &[&str] = &[
     "log_softmax",
     "softmax_grad",
     "log_softmax_grad",
+    "attention",
+    "attention_grad",
     "layer_norm",
     "layer_norm_grad",
     "rms_norm",

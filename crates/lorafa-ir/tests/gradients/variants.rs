@@ -4,7 +4,7 @@ use lorafa_ir::Op;
 use lorafa_ir::ops::{ActivationKind, BinaryKind, ReduceKind, UnaryKind};
 
 /// How many numbers [`variant`] gives out.
-pub const VARIANTS: usize = 81;
+pub const VARIANTS: usize = 83;
 
 /// A number for each op that differs in more than attributes. A new op does not compile here
 /// until it has one; then [`VARIANTS`] and the list of mnemonics follow.
@@ -52,6 +52,8 @@ pub fn variant(op: &Op) -> usize {
         Op::GatedGrad(_) => 78,
         Op::Rotary(_) => 79,
         Op::Accumulate(_) => 80,
+        Op::Attention(_) => 81,
+        Op::AttentionGrad(_) => 82,
     }
 }
 

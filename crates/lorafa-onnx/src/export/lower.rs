@@ -59,6 +59,8 @@ fn rewrite(p: &mut Patch<'_>, op: &OpData) -> Option<Lowered> {
         | Op::GatedGrad(_)
         | Op::Rotary(_)
         | Op::SoftmaxGrad(_)
+        | Op::Attention(_)
+        | Op::AttentionGrad(_)
         | Op::LayerNormGrad(_)
         | Op::CrossEntropyGrad(_)
         | Op::DropoutGrad(_)

@@ -51,6 +51,8 @@ pub(super) fn write(w: &mut Writer<'_>, op: &OpData) -> Result<(), ExportError> 
         Op::DimValue(dims) => shape::numbers(w, op, &dims.values).map(drop),
         Op::ActivationGrad(_)
         | Op::SoftmaxGrad(_)
+        | Op::Attention(_)
+        | Op::AttentionGrad(_)
         | Op::LayerNormGrad(_)
         | Op::RmsNorm(_)
         | Op::RmsNormGrad(_)

@@ -1,0 +1,259 @@
+//! Finds attention around a softmax.
+
+use super::heads::{self, Heads};
+use super::mask::{self, Mask};
+use super::uniform;
+use lorafa_ir::ops::{Binary, BinaryKind, MatMul, Op, Select, Softmax, Unary, UnaryKind};
+use lorafa_ir::{Graph, OpData, OpId, TensorType, ValueId};
+
+/// An attention as the graph spells it.
+pub(super) struct Pattern {
+    /// `[batch, heads, rows, width]`.
+    pub queries: ValueId,
+    pub keys: Heads,
+    pub values: Heads,
+    pub scale: f64,
+    pub mask: Mask,
+    /// What the op's result replaces, `[batch, heads, rows, value width]`.
+    pub result: ValueId,
+}
+
+/// Why a softmax is no attention, or not one that can be fused.
+type Why = &'static str;
+
+/// The attention whose weights a softmax gives.
+pub(super) fn find(graph: &Graph, softmax: OpId) -> Result<Pattern, Why> {
+    let op = graph.op(softmax);
+    let Op::Softmax(Softmax { axis, log: false }) = op.kind else {
+        return Err("it is no softmax");
+    };
+    let weights = op.results[0];
+    if graph.ty(weights).rank() != 4 || axis != 3 {
+        return Err("it is not over the last of four axes");
+    }
+    let (result, values) = weighted(graph, weights)?;
+    let scores = logits(graph, op.operands[0])?;
+    let (queries, keys, scale) = product(graph, &scores)?;
+
+    let q = graph.ty(queries).clone();
+    let mut mask = Mask::default();
+    let rows_and_keys = graph.ty(weights).shape[2..].to_vec();
+    let [Some(rows), Some(count)] = [0, 1].map(|axis: usize| rows_and_keys[axis].known()) else {
+        return Err("its sizes are symbolic");
+    };
+    for (condition, negated) in scores.conditions {
+        mask.require(graph, condition, negated, (rows, count));
+    }
+    for addend in scores.addends {
+        mask.add(graph, addend, (rows, count));
+    }
+    mask.finish();
+
+    let (keys, values) = heads::shared(graph, keys, values);
+    let types = [&q, &keys.ty(graph), &values.ty(graph), graph.ty(result)];
+    if types.iter().any(|ty| ty.rank() != 4) {
+        return Err("queries, keys and values have not four axes each");
+    }
+    if types.iter().any(|ty| ty.dtype != q.dtype) {
+        return Err("queries, keys and values are of different types");
+    }
+    if !lines_up(&q, types[1], types[2]) {
+        return Err("queries, keys and values broadcast");
+    }
+    Ok(Pattern {
+        queries,
+        keys,
+        values,
+        scale,
+        mask,
+        result,
+    })
+}
+
+fn lines_up(q: &TensorType, k: &TensorType, v: &TensorType) -> bool {
+    let whole = |a: Option<i64>, b: Option<i64>| match (a, b) {
+        (Some(a), Some(b)) => b > 0 && a % b == 0,
+        _ => false,
+    };
+    q.shape[0] == k.shape[0]
+        && k.shape[..3] == v.shape[..3]
+        && q.shape[3] == k.shape[3]
+        && whole(q.shape[1].known(), k.shape[1].known())
+}
+
+/// The one op that reads a value.
+fn reader(graph: &Graph, value: ValueId) -> Result<&OpData, Why> {
+    let uses = graph.uses(value);
+    let is_output = graph.outputs().iter().any(|output| output.value == value);
+    match uses.as_slice() {
+        [one] if !is_output => Ok(graph.op(one.op)),
+        _ => Err("more than one op reads its scores or weights"),
+    }
+}
+
+/// From the weights down to the product with the values: what that gives, and the values.
+fn weighted(graph: &Graph, mut weights: ValueId) -> Result<(ValueId, Heads), Why> {
+    loop {
+        if let Some(guarded) = guarded(graph, weights) {
+            weights = guarded;
+            continue;
+        }
+        let op = reader(graph, weights)?;
+        match op.kind {
+            Op::Cast(cast) if cast.to.is_float() => weights = op.results[0],
+            Op::Dropout(_) => return Err("its weights are dropped at random"),
+            Op::MatMul(MatMul {
+                trans_a: false,
+                trans_b,
+            }) if op.operands[0] == weights => {
+                let values = op.operands[1];
+                let values = if trans_b {
+                    heads::turned(graph, values)
+                } else {
+                    heads::plain(graph, values)
+                };
+                return Ok((op.results[0], values));
+            }
+            _ => return Err("no product with values reads its weights"),
+        }
+    }
+}
+
+/// `select (is_nan x), 0, x`, if nothing else reads `x`.
+fn guarded(graph: &Graph, x: ValueId) -> Option<ValueId> {
+    let uses = graph.uses(x);
+    let select = uses.iter().map(|reader| graph.op(reader.op)).find(|op| {
+        let nan = |condition: ValueId| {
+            let op = graph.def(condition);
+            op.kind == Op::Unary(Unary(UnaryKind::IsNan)) && op.operands[0] == x
+        };
+        op.kind == Op::Select(Select)
+            && op.operands[2] == x
+            && nan(op.operands[0])
+            && uniform(graph, op.operands[1]) == Some(0.0)
+    })?;
+    let is_output = graph.outputs().iter().any(|output| output.value == x);
+    (uses.len() == 2 && !is_output).then_some(select.results[0])
+}
+
+/// What leads from the first product to the softmax.
+struct Logits {
+    /// The product of queries and keys.
+    product: OpId,
+    scale: f64,
+    addends: Vec<ValueId>,
+    /// What a query sees, each with whether it is the other way round.
+    conditions: Vec<(ValueId, bool)>,
+}
+
+fn logits(graph: &Graph, mut at: ValueId) -> Result<Logits, Why> {
+    let shape = graph.ty(at).shape.clone();
+    let (mut scale, mut addends, mut conditions) = (1.0, Vec::new(), Vec::new());
+    loop {
+        let op = graph.def(at);
+        reader(graph, at)?;
+        if graph.ty(at).shape != shape {
+            return Err("its scores broadcast");
+        }
+        match op.kind {
+            Op::MatMul(_) => {
+                return Ok(Logits {
+                    product: op.id,
+                    scale,
+                    addends,
+                    conditions,
+                });
+            }
+            Op::Cast(_) => at = op.operands[0],
+            Op::Binary(Binary(BinaryKind::Mul | BinaryKind::Div)) => {
+                let (x, factor) = scaled(graph, at).ok_or("its scores are scaled one by one")?;
+                at = x;
+                scale *= factor;
+            }
+            Op::Binary(Binary(BinaryKind::Add)) => {
+                if scale != 1.0 {
+                    return Err("its mask is scaled");
+                }
+                let [a, b] = [op.operands[0], op.operands[1]];
+                let (scores, addend) = if leads(graph, a) { (a, b) } else { (b, a) };
+                addends.push(addend);
+                at = scores;
+            }
+            Op::Select(_) => {
+                let [condition, a, b] = [op.operands[0], op.operands[1], op.operands[2]];
+                let (scores, negated) = if mask::never(graph, b) {
+                    (a, false)
+                } else if mask::never(graph, a) {
+                    (b, true)
+                } else {
+                    return Err("it selects between scores");
+                };
+                conditions.push((condition, negated));
+                at = scores;
+            }
+            _ => return Err("no product of queries and keys leads to it"),
+        }
+    }
+}
+
+/// Whether a value may be the scores: a product behind what a scaled and masked one has.
+fn leads(graph: &Graph, value: ValueId) -> bool {
+    let op = graph.def(value);
+    match &op.kind {
+        Op::MatMul(_) => op.operands.iter().all(|v| graph.ty(*v).rank() == 4),
+        Op::Cast(_) => leads(graph, op.operands[0]),
+        Op::Binary(Binary(BinaryKind::Mul | BinaryKind::Div)) => {
+            scaled(graph, value).is_some_and(|(x, _)| leads(graph, x))
+        }
+        Op::Binary(Binary(BinaryKind::Add)) => op.operands.iter().any(|v| leads(graph, *v)),
+        Op::Select(_) => op.operands[1..].iter().any(|v| leads(graph, *v)),
+        _ => false,
+    }
+}
+
+/// `x` and the number that it is multiplied by.
+fn scaled(graph: &Graph, value: ValueId) -> Option<(ValueId, f64)> {
+    let op = graph.def(value);
+    let Op::Binary(Binary(kind)) = op.kind else {
+        return None;
+    };
+    let [a, b] = [op.operands[0], op.operands[1]];
+    let number = |v: ValueId| match &graph.def(v).kind {
+        Op::Constant(constant) => constant.as_f64(),
+        _ => None,
+    };
+    let (x, factor) = match (kind, number(a), number(b)) {
+        (BinaryKind::Mul, _, Some(n)) => (a, n),
+        (BinaryKind::Mul, Some(n), _) => (b, n),
+        (BinaryKind::Div, _, Some(n)) if n != 0.0 => (a, 1.0 / n),
+        _ => return None,
+    };
+    (graph.ty(x) == graph.ty(value)).then_some((x, factor))
+}
+
+/// Queries, keys and the scale on any of them or on their product.
+fn product(graph: &Graph, scores: &Logits) -> Result<(ValueId, Heads, f64), Why> {
+    let op = graph.op(scores.product);
+    let Op::MatMul(MatMul { trans_a, trans_b }) = op.kind else {
+        return Err("no product of queries and keys leads to it");
+    };
+    if trans_a {
+        return Err("its queries lie transposed");
+    }
+    let mut scale = scores.scale;
+    let mut unscaled = |mut value: ValueId| {
+        while let Some((x, factor)) = scaled(graph, value) {
+            scale *= factor;
+            value = x;
+        }
+        value
+    };
+    let (queries, keys) = (unscaled(op.operands[0]), unscaled(op.operands[1]));
+    let keys = if trans_b {
+        heads::plain(graph, keys)
+    } else {
+        heads::turned(graph, keys)
+    };
+    let under = unscaled(keys.value);
+    Ok((queries, keys.on(under), scale))
+}
