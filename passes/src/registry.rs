@@ -8,15 +8,15 @@ use crate::{
 };
 
 /// Passes that every method shares: from the imported graph to a bound and clean one whose
-/// adapters are known and whose norms, activations and rotary embeddings are one op each.
+/// adapters are known, with one op each for attention, norms, activations and rotary embeddings.
 pub const PREPARE: &[&dyn Pass] = &[
     &bind_dims::BindDims,
     &canonicalize::Canonicalize,
     &fold_constants::FoldConstants,
     &eliminate_common_subexpressions::EliminateCommonSubexpressions,
-    &fuse_attention::FuseAttention,
     &eliminate_dead_code::EliminateDeadCode,
     &find_lora::FindLora,
+    &fuse_attention::FuseAttention,
     &fuse_norms::FuseNorms,
     &fuse_activations::FuseActivations,
     &fuse_rotary::FuseRotary,
