@@ -12,9 +12,9 @@ use lorafa_ir::{DType, Graph, Op, Region, ValueId};
 use lorafa_passes::attach_optimizer::{OptimizerKind, OptimizerOptions};
 use lorafa_passes::freeze_lora_a::Certificate;
 use lorafa_passes::pass::{Method, Options};
-use lorafa_passes::{Manager, PassCx, registry};
+use lorafa_passes::{Manager, PassCx, PassKind, registry};
 use lorafa_plan::{ALIGN, Category, check, plan};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A training step, and what was proven of it if it is LoRA-FA's.
 fn compile(model: &Model, method: Method) -> (Graph, Option<Certificate>) {
@@ -38,18 +38,51 @@ fn plans_of_examples_check_and_add_up() {
     for model in examples() {
         for (method, name) in Method::ALL {
             let (graph, _) = compile(&model, method);
-            let plan = plan(&graph).unwrap();
-            check(plan.problem(), plan.layout()).unwrap();
-            let report = plan.report(&graph, 0);
-            let what = format!("{} {name}", model.name);
-            assert_eq!(report.breakdown.total(), report.peak_bytes, "{what}");
-            let saved: u64 = report.saved.iter().map(|s| s.bytes).sum();
-            assert_eq!(
-                saved,
-                report.breakdown[Category::SavedActivations],
-                "{what}"
-            );
-            assert!(report.lower_bound_bytes <= report.peak_bytes, "{what}");
+            checked(&graph, &format!("{} {name}", model.name));
+        }
+    }
+}
+
+/// Bytes at the peak of a plan that is sound.
+fn checked(graph: &Graph, what: &str) -> u64 {
+    let plan = plan(graph).unwrap_or_else(|e| panic!("{what}: {e}"));
+    check(plan.problem(), plan.layout()).unwrap_or_else(|e| panic!("{what}: {e}"));
+    let report = plan.report(graph, 0);
+    assert_eq!(report.breakdown.total(), report.peak_bytes, "{what}");
+    let saved: u64 = report.saved.iter().map(|s| s.bytes).sum();
+    let expected = report.breakdown[Category::SavedActivations];
+    assert_eq!(saved, expected, "{what}");
+    assert!(report.lower_bound_bytes <= report.peak_bytes, "{what}");
+    report.peak_bytes
+}
+
+/// Without any pass that no other needs there are sound plans, too, and larger ones without all that fuse.
+#[test]
+fn steps_come_out_without_optional_passes() {
+    let all = registry::all().into_iter();
+    let optional = all.filter(|pass| pass.kind() == PassKind::Equivalence);
+    let mut left_out: Vec<BTreeSet<&str>> = optional.map(|p| BTreeSet::from([p.name()])).collect();
+    let fusions: BTreeSet<&str> = registry::FUSE.iter().map(|pass| pass.name()).collect();
+    assert!(left_out.len() > fusions.len());
+    left_out.push(fusions.clone());
+    for model in examples() {
+        for (method, name) in Method::ALL {
+            let whole = compile(&model, method).0;
+            let least = checked(&whole, &model.name);
+            for disabled in &left_out {
+                let what = format!("{} {name} without {disabled:?}", model.name);
+                let options = Options {
+                    disabled: disabled.clone(),
+                    ..options(&model, method)
+                };
+                let (graph, certificate) = compile_with(&model, options);
+                assert_eq!(certificate.is_some(), method == Method::LoraFa, "{what}");
+                let peak = checked(&graph, &what);
+                assert!(
+                    *disabled != fusions || least < peak,
+                    "{what}: {least}, {peak}"
+                );
+            }
         }
     }
 }
@@ -133,7 +166,7 @@ fn what_keeps_inputs_of_adapters_is_known() {
     }
 }
 
-/// No norm, activation or rotary embedding is left in the ops that exporters spell it with.
+/// No attention, norm, activation or rotary embedding is left in the ops that exporters spell it with.
 #[test]
 fn everything_that_can_be_one_op_is() {
     for model in examples() {
@@ -143,6 +176,7 @@ fn everything_that_can_be_one_op_is() {
             for op in forward {
                 let apart = match &op.kind {
                     Op::Reduce(reduce) => reduce.kind == ReduceKind::Mean,
+                    Op::Softmax(softmax) => !softmax.log,
                     Op::Activation(act) => match act.0 {
                         ActivationKind::Sigmoid | ActivationKind::Silu => true,
                         ActivationKind::Tanh => !op.site.module.contains("classifier"),

@@ -53,7 +53,7 @@ impl Manager {
     }
 
     /// Runs `passes` in order and verifies the graph after each one that changed it. What changes
-    /// training runs only where the method asks for it.
+    /// training runs only where the method asks for it, and what is disabled does not run.
     pub fn run(
         &mut self,
         passes: &[&dyn Pass],
@@ -68,6 +68,10 @@ impl Manager {
             cx.pass = name;
             if pass.kind() == PassKind::ChangesTraining && cx.options.method != Method::LoraFa {
                 cx.note("left out: the method does not ask for it");
+                continue;
+            }
+            if pass.kind() == PassKind::Equivalence && cx.options.disabled.contains(name) {
+                cx.note("left out: it is disabled");
                 continue;
             }
             let before = graph.op_count();

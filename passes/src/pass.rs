@@ -2,6 +2,7 @@
 
 use lorafa_ir::grad::GradientError;
 use lorafa_ir::{Bindings, DType, Graph, PatchError};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use thiserror::Error;
 
@@ -13,9 +14,9 @@ use crate::inject_lora::InjectOptions;
 /// What a pass may do to the meaning of a graph.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum PassKind {
-    /// Brings equal graphs to one form.
+    /// Brings equal graphs to one form, which the passes after it need.
     Canonicalize,
-    /// Computes the same from the same inputs.
+    /// Computes the same from the same inputs, in less memory or time. No other pass needs it.
     Equivalence,
     /// Builds what was not there, or takes out what was: adapters, a loss, gradients, an optimizer.
     Extends,
@@ -88,6 +89,8 @@ pub struct Options {
     pub replace_adapters: bool,
     /// The optimizer and what happens to gradients before it.
     pub optimizer: OptimizerOptions,
+    /// Names of passes to leave out, of kind [`PassKind::Equivalence`].
+    pub disabled: BTreeSet<&'static str>,
 }
 
 impl Default for Options {
@@ -101,6 +104,7 @@ impl Default for Options {
             inject: InjectOptions::default(),
             replace_adapters: false,
             optimizer: OptimizerOptions::default(),
+            disabled: BTreeSet::new(),
         }
     }
 }

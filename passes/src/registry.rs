@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// Passes that every method shares: from the imported graph to a bound and clean one whose
-/// adapters are known, with one op each for attention, norms, activations and rotary embeddings.
+/// adapters are known.
 pub const PREPARE: &[&dyn Pass] = &[
     &bind_dims::BindDims,
     &canonicalize::Canonicalize,
@@ -16,15 +16,20 @@ pub const PREPARE: &[&dyn Pass] = &[
     &eliminate_common_subexpressions::EliminateCommonSubexpressions,
     &eliminate_dead_code::EliminateDeadCode,
     &find_lora::FindLora,
+];
+
+/// Passes that every method shares, too: what exporters spell with many ops becomes one, which keeps
+/// less for its gradient.
+pub const FUSE: &[&dyn Pass] = &[
     &fuse_attention::FuseAttention,
     &fuse_norms::FuseNorms,
     &fuse_activations::FuseActivations,
     &fuse_rotary::FuseRotary,
-    &eliminate_dead_code::EliminateDeadCode,
 ];
 
 /// Passes that build loss and gradients of `full` and `lora`.
 pub const TRAIN: &[&dyn Pass] = &[
+    &eliminate_dead_code::EliminateDeadCode,
     &inject_lora::InjectLora,
     &attach_loss::AttachLoss,
     &convert_precision::ConvertPrecision,
@@ -51,15 +56,15 @@ pub const UPDATE: &[&dyn Pass] = &[&attach_optimizer::AttachOptimizer];
 /// The stages that lead to a method's training step.
 pub fn stages(method: Method) -> Vec<&'static [&'static dyn Pass]> {
     match method {
-        Method::Full | Method::Lora => vec![PREPARE, TRAIN, UPDATE],
-        Method::LoraFa => vec![PREPARE, TRAIN, FREEZE, UPDATE],
+        Method::Full | Method::Lora => vec![PREPARE, FUSE, TRAIN, UPDATE],
+        Method::LoraFa => vec![PREPARE, FUSE, TRAIN, FREEZE, UPDATE],
     }
 }
 
 /// Every pass once, in pipeline order.
 pub fn all() -> Vec<&'static dyn Pass> {
     let mut passes: Vec<&'static dyn Pass> = Vec::new();
-    for pass in [PREPARE, TRAIN, FREEZE, UPDATE].concat() {
+    for pass in [PREPARE, FUSE, TRAIN, FREEZE, UPDATE].concat() {
         if passes.iter().all(|p| p.name() != pass.name()) {
             passes.push(pass);
         }

@@ -4,7 +4,6 @@ use lorafa_ir::ops::Role;
 use lorafa_ir::{Bindings, Graph};
 use lorafa_onnx::file::ModelFile;
 use lorafa_onnx::import::import;
-use lorafa_passes::attach_optimizer::OptimizerOptions;
 use lorafa_passes::inject_lora::InjectOptions;
 use lorafa_passes::pass::{Method, Options};
 use std::path::{Path, PathBuf};
@@ -65,10 +64,7 @@ pub fn options(model: &Model, method: Method) -> Options {
     Options {
         method,
         bindings,
-        dtype: None,
-        loss: None,
         inject,
-        replace_adapters: false,
-        optimizer: OptimizerOptions::default(),
+        ..Options::default()
     }
 }

@@ -1,7 +1,9 @@
 //! The command line.
 
+mod passes;
 mod run;
 
+pub use passes::PassArgs;
 pub use run::{BenchArgs, DataArgs, DecayArg, HeldOut, MachineArgs, RunArgs, TrainArgs};
 
 use crate::optimizer::OptimizerArgs;
@@ -142,6 +144,10 @@ pub struct TrainingArgs {
     /// The adapters.
     #[command(flatten)]
     pub lora: LoraArgs,
+
+    /// The passes.
+    #[command(flatten)]
+    pub passes: PassArgs,
 }
 
 /// The largest number that a dimension may stand for: products of a few stay in range.

@@ -83,6 +83,7 @@ pub fn compile(model: &ModelFile, args: &TrainingArgs) -> Result<Compiled, Error
     let dims = dims::resolve(&graph, args).map_err(Error::Args)?;
     let mut cx = PassCx::new(options(args, &dims)?);
     run(registry::PREPARE, &mut graph, &mut cx)?;
+    run(registry::FUSE, &mut graph, &mut cx)?;
     let mut notes = noted("all methods", &mut cx);
     let none = graph.adapters().is_empty() && args.lora.rank.is_none();
     let alone = none && args.method == MethodArg::Full;
@@ -304,6 +305,9 @@ pub fn graph_after(
         manager.run(stage, &mut graph, &mut cx)?;
     }
     match after {
+        Some(pass) if !manager.stopped() && cx.options.disabled.contains(pass) => Err(Error::Args(
+            format!("--after {pass}: that pass is disabled"),
+        )),
         Some(pass) if !manager.stopped() => Err(Error::Args(format!(
             "--after {pass}: the method {} does not run that pass",
             cx.options.method.name()
@@ -381,5 +385,6 @@ fn options(args: &TrainingArgs, dims: &Dims) -> Result<Options, Error> {
         inject,
         replace_adapters: lora.replace_adapters,
         optimizer: args.optimizer.options()?,
+        disabled: args.passes.disabled(),
     })
 }

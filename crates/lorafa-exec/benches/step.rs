@@ -10,8 +10,6 @@ use lorafa_ir::ops::Role;
 use lorafa_onnx::external::ExternalStore;
 use lorafa_onnx::file::ModelFile;
 use lorafa_onnx::import::import;
-use lorafa_passes::attach_optimizer::OptimizerOptions;
-use lorafa_passes::inject_lora::InjectOptions;
 use lorafa_passes::pass::{Method, Options};
 use lorafa_passes::{Manager, PassCx, registry};
 use std::collections::BTreeMap;
@@ -43,11 +41,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut cx = PassCx::new(Options {
         method: Method::LoraFa,
         bindings,
-        dtype: None,
-        loss: None,
-        inject: InjectOptions::default(),
-        replace_adapters: false,
-        optimizer: OptimizerOptions::default(),
+        ..Options::default()
     });
     let mut manager = Manager::new();
     for stage in registry::stages(Method::LoraFa) {

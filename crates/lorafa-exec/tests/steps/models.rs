@@ -5,7 +5,6 @@ use lorafa_ir::ops::{Param, Role};
 use lorafa_ir::{Bindings, Graph, ValueId};
 use lorafa_onnx::file::ModelFile;
 use lorafa_onnx::import::import;
-use lorafa_passes::attach_optimizer::OptimizerOptions;
 use lorafa_passes::inject_lora::InjectOptions;
 use lorafa_passes::pass::{Method, Options};
 use lorafa_passes::{Manager, PassCx, registry};
@@ -180,14 +179,11 @@ pub fn options(model: &Model, method: Method, bindings: Bindings) -> Options {
     Options {
         method,
         bindings,
-        dtype: None,
-        loss: None,
         inject: InjectOptions {
             rank: plain.then_some(4),
             ..InjectOptions::default()
         },
-        replace_adapters: false,
-        optimizer: OptimizerOptions::default(),
+        ..Options::default()
     }
 }
 
