@@ -36,7 +36,7 @@ fn optional_pass(text: &str) -> Result<&'static str, String> {
             let names = passes.iter().filter(|pass| optional(pass.kind()));
             let names: Vec<&str> = names.map(|pass| pass.name()).collect();
             let why = match found {
-                Some(_) => "no step comes out without it",
+                Some(_) => "other passes need it",
                 None => "no pass is called that",
             };
             Err(format!("{why}; one can leave out {}", names.join(", ")))
