@@ -29,9 +29,6 @@ pub(crate) const FORMAT: u64 = 1;
 
 pub(crate) const STATE: &str = "state.json";
 
-/// The file by which a run has the folder to itself.
-const LOCK: &str = ".lock";
-
 /// What a checkpoint is called while it is removed.
 const DOOMED: &str = ".removed-checkpoint";
 
@@ -160,7 +157,7 @@ impl Checkpoints {
             error,
         };
         fs::create_dir_all(&self.folder).map_err(failed)?;
-        let lock = File::create(self.folder.join(LOCK)).map_err(failed)?;
+        let lock = File::open(&self.folder).map_err(failed)?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(TrainError::InUse(self.folder.clone())),
