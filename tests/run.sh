@@ -20,7 +20,7 @@ step cargo clippy --locked $torch --all-targets -- -D warnings
 step cargo doc --locked $torch --no-deps
 step cargo test --locked -p lorafa-exec --features torch
 step cargo test --locked -p lorafa-cli --features torch --bins --test train
-step cargo build --locked --release -p lorafa-cli --features torch
-step bench/smoke.sh --bin target/release/lorafa-opt
-step tests/conformance/run.sh --bin target/release/lorafa-opt
+# The tests of lorafa-cli have built the binary, with libtorch.
+step bench/smoke.sh --bin target/debug/lorafa-opt
+step tests/conformance/run.sh --bin target/debug/lorafa-opt
 step tests/peft/load.sh

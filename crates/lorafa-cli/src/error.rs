@@ -38,14 +38,6 @@ pub enum Error {
     /// Ctrl-C: what was done is saved.
     #[error("{0}")]
     Interrupted(String),
-    /// A folder for results cannot be made.
-    #[error("cannot make the folder {}: {error}", .path.display())]
-    Folder {
-        /// The folder.
-        path: std::path::PathBuf,
-        /// What the operating system said.
-        error: std::io::Error,
-    },
     /// The step cannot be run.
     #[cfg(feature = "torch")]
     #[error(transparent)]
@@ -76,15 +68,6 @@ pub enum Error {
 }
 
 impl Error {
-    /// A folder that cannot be made.
-    #[cfg(feature = "torch")]
-    pub(crate) fn folder(path: &std::path::Path, error: std::io::Error) -> Self {
-        Error::Folder {
-            path: path.to_owned(),
-            error,
-        }
-    }
-
     /// Whether a smaller step or a larger device would do.
     pub fn is_out_of_memory(&self) -> bool {
         match self {

@@ -21,7 +21,6 @@ use lorafa_train::{
 };
 use lorafa_weights::merge::MAX_SHARD_BYTES;
 use lorafa_weights::{Values, merge, peft};
-use std::fs;
 use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
@@ -82,8 +81,7 @@ pub fn train(args: &TrainArgs, out: &mut dyn Write) -> Result<(), Error> {
             &format!("going on from {path}, update {}\n", progress.updates),
         )?;
     }
-    fs::create_dir_all(&args.save).map_err(|error| Error::folder(&args.save, error))?;
-    checkpoints.clean()?;
+    let _claimed = checkpoints.claim()?;
     let metrics = Metrics::open(&args.save, progress.updates)?;
     let (total, done) = (settings.schedule.total, progress.updates);
     let mut watch = Watch::new(metrics, total, done, args.run.log_every, plan.arena_bytes());

@@ -12,9 +12,10 @@
 
 use lorafa_data::Position;
 use lorafa_ir::Graph;
+use lorafa_weights::atomic_dir;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -23,13 +24,14 @@ use crate::error::TrainError;
 /// What the names of checkpoints begin with; the number of updates follows.
 pub(crate) const PREFIX: &str = "checkpoint-";
 
-/// What a checkpoint is called while it is removed.
-pub(crate) const DOOMED: &str = ".removed-checkpoint";
-
 /// The form of `state.json`.
 pub(crate) const FORMAT: u64 = 1;
 
 pub(crate) const STATE: &str = "state.json";
+
+/// What a checkpoint is called while it is removed.
+const DOOMED: &str = ".removed-checkpoint";
+
 /// Which run this is. A checkpoint of a run with another identity is refused.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
@@ -144,6 +146,40 @@ impl Checkpoints {
         Ok(found)
     }
 
+    /// Makes the folder and takes it for this run, as long as the result lives; then removes what processes that were
+    /// killed left half written or half removed.
+    ///
+    /// # Errors
+    /// [`TrainError::InUse`] if another run has it; a folder that cannot be made, read or changed.
+    pub fn claim(&self) -> Result<File, TrainError> {
+        let failed = |error| TrainError::Folder {
+            path: self.folder.clone(),
+            error,
+        };
+        fs::create_dir_all(&self.folder).map_err(failed)?;
+        let lock = File::open(&self.folder).map_err(failed)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(TrainError::InUse(self.folder.clone())),
+            // Some file systems have no locks.
+            Err(TryLockError::Error(_)) => {}
+        }
+        self.clean()?;
+        Ok(lock)
+    }
+
+    fn clean(&self) -> Result<(), TrainError> {
+        let removed = match fs::remove_dir_all(self.folder.join(DOOMED)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed,
+        };
+        let cleaned = removed.and_then(|()| atomic_dir::clean(&self.folder));
+        cleaned.map_err(|error| TrainError::Folder {
+            path: self.folder.clone(),
+            error,
+        })
+    }
+
     /// Removes all but the newest. A folder goes under another name first: what bears a checkpoint's name is one.
     ///
     /// # Errors
@@ -194,4 +230,20 @@ impl Checkpoints {
 pub fn digest(graph: &Graph) -> String {
     let digest = Sha256::digest(graph.to_string().as_bytes());
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_run_at_a_time_has_a_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoints = Checkpoints::new(folder.path().join("save"), 1);
+        let claimed = checkpoints.claim().unwrap();
+        let second = checkpoints.claim().unwrap_err().to_string();
+        assert!(second.contains("another run is writing"), "{second}");
+        drop(claimed);
+        checkpoints.claim().unwrap();
+    }
 }

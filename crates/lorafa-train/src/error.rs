@@ -59,6 +59,9 @@ pub enum TrainError {
         /// What the operating system said.
         error: io::Error,
     },
+    /// Another process trains into the folder.
+    #[error("{}: another run is writing to this folder; wait for it, or choose another --save folder", .0.display())]
+    InUse(PathBuf),
     /// The loss, the norm of the gradients or a parameter is no number.
     #[error(
         "update {update}: the {what} is {value}; {}. --check-finite names the op that made it, a lower --lr or --clip may \

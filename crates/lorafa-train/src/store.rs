@@ -1,18 +1,17 @@
 //! What a checkpoint takes from a step's memory and gives back to it.
 
-use crate::checkpoint::{Checkpoints, DOOMED, FORMAT, Identity, PREFIX, Progress, STATE, State};
+use crate::checkpoint::{Checkpoints, FORMAT, Identity, PREFIX, Progress, STATE, State};
 use crate::error::TrainError;
 use lorafa_exec::Program;
 use lorafa_ir::ops::Role;
 use lorafa_ir::{DType, Graph, TensorType};
 use lorafa_onnx::external::ExternalStore;
-use lorafa_weights::atomic_dir::{self, StagedDir};
+use lorafa_weights::atomic_dir::StagedDir;
 use lorafa_weights::safetensors_file::{self, Entry};
 use lorafa_weights::shards::Shards;
 use lorafa_weights::{SaveError, Values, peft};
 use std::collections::BTreeSet;
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -122,25 +121,6 @@ impl Checkpoints {
         staged.commit()?;
         self.prune()?;
         Ok(path)
-    }
-
-    /// Removes what processes that were killed left half written or half removed, before a run begins: no other may be
-    /// writing to the folder.
-    ///
-    /// # Errors
-    /// A folder that cannot be read or changed.
-    pub fn clean(&self) -> Result<(), TrainError> {
-        let failed = |error| TrainError::Folder {
-            path: self.folder.clone(),
-            error,
-        };
-        let removed = match fs::remove_dir_all(self.folder.join(DOOMED)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            removed => removed,
-        };
-        removed
-            .and_then(|()| atomic_dir::clean(&self.folder))
-            .map_err(failed)
     }
 
     /// Brings a step's memory to where a checkpoint was taken.

@@ -4,9 +4,11 @@ mod bench;
 mod checks;
 #[path = "../common/mod.rs"]
 mod common;
+#[cfg(unix)]
 mod disk;
 mod learns;
 mod refused;
+#[cfg(target_os = "linux")]
 mod resume;
 
 use common::Job;
