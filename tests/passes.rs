@@ -125,6 +125,9 @@ fn asked(source: &str) -> Asked {
             }
             "weight_decay" => options.optimizer.weight_decay = value.parse().unwrap(),
             "clip" => options.optimizer.max_grad_norm = Some(value.parse().unwrap()),
+            "projection" => {
+                options.optimizer.projection = lorafa_ir::DType::parse(value).unwrap();
+            }
             "accumulate" => options.optimizer.accumulate = true,
             "before" => asked.before = Some(value.to_owned()),
             "after" => asked.after = Some(value.to_owned()),

@@ -20,7 +20,7 @@
 //! |---|---|---|
 //! | accumulation | backward | `optim::keep` and `optim::weight`, `f32[]`, and an f32 accumulator `optim::grad::b`, which is then the gradient output: `accumulate %optim::grad::b, v9, %optim::keep, %optim::weight` |
 //! | clipping | update | the output `grad_norm`, `f32[]`, over all gradients; each is multiplied by `min(1, most/(grad_norm + 1e-6))` |
-//! | projection | update | for an adapter's B, `optim::inverse::a`, `f32[rank,rank]`, by which the gradient is multiplied, and by `1/scale²` |
+//! | projection | update | for an adapter's B, `optim::inverse::a`, `f32[rank,rank]`, by which the gradient is multiplied, and by `1/scale²`; in f32, or in bf16 as PEFT does where there is bf16 |
 //!
 //! On all micro-batches of a large batch but the last, the ops of the update region are left out.
 //! `optim::keep` is 0 on the first and 1 on the others, `optim::weight` the share of the large
@@ -88,14 +88,15 @@ impl Pass for AttachOptimizer {
         }
         let projects = options.kind == OptimizerKind::LoraFa;
         let (form, projections) = if projects && cx.options.method == Method::LoraFa {
-            let projections = project::Projections::new(&mut patch, &trained)?;
+            let dtype = options.projection;
+            let projections = project::Projections::new(&mut patch, &trained, dtype)?;
             cx.note(format_args!("{} gradients projected", projections.len()));
-            (AdamWForm::Peft, projections)
+            (AdamWForm::Peft, Some(projections))
         } else {
             if projects {
                 cx.note("AdamW: the LoRA-FA optimizer is for the method lora-fa");
             }
-            (AdamWForm::Torch, project::Projections::default())
+            (AdamWForm::Torch, None)
         };
         let coefficient = match options.max_grad_norm {
             Some(most) => {
@@ -111,7 +112,9 @@ impl Pass for AttachOptimizer {
                 gradient = patch.cast(gradient, DType::F32)?;
                 gradient = patch.times(gradient, coefficient)?;
             }
-            gradient = projections.apply(&mut patch, one.param, gradient)?;
+            if let Some(projections) = &projections {
+                gradient = projections.apply(&mut patch, one.param, gradient)?;
+            }
             update(&mut patch, one, gradient, [step, lr], options.adamw(form))?;
         }
         cx.note(format_args!("{} parameters", trained.len()));
