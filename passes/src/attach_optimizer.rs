@@ -34,14 +34,12 @@ pub use options::{OptimizerKind, OptimizerOptions};
 
 use crate::pass::{Changed, Method, Pass, PassCx, PassError, PassKind};
 use lorafa_ir::ops::{Accumulate, AdamW, AdamWForm, Op, Param, Role};
+use lorafa_ir::optimizer::{GRADIENT_NORM, KEEP, LR, STATE, STEP, WEIGHT};
 use lorafa_ir::{DType, Graph, OutputKind, Patch, PatchError, Region, Site, TensorType, ValueId};
 use std::sync::Arc;
 
 /// What precedes the name of the next value of a parameter among the outputs.
 const UPDATED: &str = "updated::";
-
-/// What precedes the names of the optimizer's inputs and outputs.
-const STATE: &str = "optim::";
 
 /// See the module.
 pub struct AttachOptimizer;
@@ -80,8 +78,8 @@ impl Pass for AttachOptimizer {
         let mut trained = trained(graph);
         let mut patch = graph.patch("attach-optimizer");
         let step = TensorType::scalar(DType::I64);
-        let step = state(&mut patch, "optim::step", step)?;
-        let lr = state(&mut patch, "optim::lr", TensorType::scalar(DType::F32))?;
+        let step = state(&mut patch, STEP, step)?;
+        let lr = state(&mut patch, LR, TensorType::scalar(DType::F32))?;
         if options.accumulate {
             accumulate(&mut patch, &mut trained)?;
             cx.note("gradients of micro-batches are accumulated");
@@ -130,11 +128,11 @@ fn refuse_taken_names(graph: &Graph, clips: bool) -> Result<(), PassError> {
             taken.name
         )));
     }
-    if clips && graph.outputs().iter().any(|o| &*o.name == clip::NORM) {
+    if clips && graph.outputs().iter().any(|o| &*o.name == GRADIENT_NORM) {
         return Err(PassError::Refused(format!(
             "the model has an output called {}: that is where the norm of the gradients goes; \
              rename it",
-            clip::NORM
+            GRADIENT_NORM
         )));
     }
     Ok(())
@@ -181,8 +179,8 @@ fn state(patch: &mut Patch<'_>, name: &str, ty: TensorType) -> Result<ValueId, P
 /// sum is the gradient.
 fn accumulate(patch: &mut Patch<'_>, trained: &mut [Trained]) -> Result<(), PatchError> {
     let scalar = || TensorType::scalar(DType::F32);
-    let keep = state(patch, "optim::keep", scalar())?;
-    let weight = state(patch, "optim::weight", scalar())?;
+    let keep = state(patch, KEEP, scalar())?;
+    let weight = state(patch, WEIGHT, scalar())?;
     patch.retain_outputs(|o| !matches!(o.kind, OutputKind::Gradient(_)));
     for one in trained {
         let ty = patch.ty(one.gradient).with_dtype(DType::F32);

@@ -79,10 +79,7 @@ impl Compiled {
 ///
 /// What [`import`], a pass or the planner refuses; flags that contradict each other or the model.
 pub fn compile(model: &ModelFile, args: &TrainingArgs) -> Result<Compiled, Error> {
-    let mut graph = import(model)?;
-    let dims = dims::resolve(&graph, args).map_err(Error::Args)?;
-    let mut cx = PassCx::new(options(args, &dims)?);
-    run(registry::PREPARE, &mut graph, &mut cx)?;
+    let (graph, dims, mut cx) = prepared(model, args)?;
     let mut notes = noted("all methods", &mut cx);
     let none = graph.adapters().is_empty() && args.lora.rank.is_none();
     let alone = none && args.method == MethodArg::Full;
@@ -127,6 +124,15 @@ pub fn compile(model: &ModelFile, args: &TrainingArgs) -> Result<Compiled, Error
     })
 }
 
+/// The graph that all methods share, what its dimensions were bound to, and what its passes noted.
+fn prepared(model: &ModelFile, args: &TrainingArgs) -> Result<(Graph, Dims, PassCx), Error> {
+    let mut graph = import(model)?;
+    let dims = dims::resolve(&graph, args).map_err(Error::Args)?;
+    let mut cx = PassCx::new(options(args, &dims)?);
+    run(registry::PREPARE, &mut graph, &mut cx)?;
+    Ok((graph, dims, cx))
+}
+
 /// A model compiled for one method.
 #[derive(Debug)]
 pub struct Single {
@@ -134,8 +140,10 @@ pub struct Single {
     pub dims: Dims,
     /// The step.
     pub step: Step,
+    /// The loss that was attached; none if it is the model's own.
+    pub loss: Option<LossKind>,
     /// The loss, in words.
-    pub loss: String,
+    pub loss_in_words: String,
     /// What the user should know though nothing is wrong.
     pub warnings: Vec<String>,
 }
@@ -144,15 +152,18 @@ pub struct Single {
 ///
 /// # Errors
 ///
-/// As [`compile`].
+/// As [`compile`], and a rank where no adapter is trained.
 pub fn single(model: &ModelFile, args: &TrainingArgs) -> Result<Single, Error> {
-    let mut graph = import(model)?;
-    let dims = dims::resolve(&graph, args).map_err(Error::Args)?;
-    let mut cx = PassCx::new(options(args, &dims)?);
-    run(registry::PREPARE, &mut graph, &mut cx)?;
-    let alone = args.method == MethodArg::Full;
-    refuse_flags_of_injection(&graph, args, alone && graph.adapters().is_empty())?;
-    let loss = describe_loss(&graph, args);
+    let (mut graph, dims, mut cx) = prepared(model, args)?;
+    let without = graph.adapters().is_empty();
+    if without && args.method == MethodArg::Full && args.lora.rank.is_some() {
+        return Err(Error::Args(
+            "--rank is for adapters, and --method full trains the weights themselves: leave one out"
+                .into(),
+        ));
+    }
+    refuse_flags_of_injection(&graph, args, without && args.lora.rank.is_none())?;
+    let (loss, loss_in_words) = (attached(&graph, args), describe_loss(&graph, args));
     for stage in registry::stages(cx.options.method).iter().skip(1) {
         run(stage, &mut graph, &mut cx)?;
     }
@@ -160,6 +171,7 @@ pub fn single(model: &ModelFile, args: &TrainingArgs) -> Result<Single, Error> {
         dims,
         step: step(cx.options.method, graph)?,
         loss,
+        loss_in_words,
         warnings: cx.warnings,
     })
 }
@@ -171,13 +183,21 @@ pub fn dtype(graph: &Graph) -> Option<String> {
 
 /// The model's own loss, or the one that will be attached.
 fn describe_loss(graph: &Graph, args: &TrainingArgs) -> String {
-    if let Some(loss) = graph.loss() {
-        return format!("the model's output {}", loss.name);
+    match (graph.loss(), attached(graph, args)) {
+        (Some(loss), _) => format!("the model's output {}", loss.name),
+        (None, Some(kind)) => format!("{kind}, attached"),
+        (None, None) => "none".to_owned(),
+    }
+}
+
+/// The loss that will be attached, if the model has none.
+fn attached(graph: &Graph, args: &TrainingArgs) -> Option<LossKind> {
+    if graph.loss().is_some() {
+        return None;
     }
     let logits = attach_loss::logits(graph);
     let chosen = logits.and_then(|(_, logits)| attach_loss::choose(graph, logits));
-    let kind = args.loss.map(LossKind::from).or(chosen);
-    kind.map_or_else(|| "none".to_owned(), |kind| format!("{kind}, attached"))
+    args.loss.map(LossKind::from).or(chosen)
 }
 
 /// Refuses flags that would be without effect: they are about adapters that are injected.

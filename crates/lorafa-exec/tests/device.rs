@@ -49,12 +49,8 @@ fn the_processor_says_how_much_memory_there_is_and_was_used() {
     assert!(peaks.device >= SIZE as u64, "{peaks:?}");
     assert_eq!((peaks.allocated, peaks.reserved), (None, None));
     drop(touched);
-    cpu.reset_peaks().unwrap();
     let after = cpu.peaks().unwrap();
-    assert!(
-        after.device + SIZE as u64 / 2 < peaks.device,
-        "{after:?} {peaks:?}"
-    );
+    assert!(after.device >= peaks.device, "{after:?} {peaks:?}");
 }
 
 /// Constants, a mask that is drawn on the host, an empty value, an output that is not row-major.
@@ -127,7 +123,6 @@ fn cuda_is_opened_or_the_error_says_why_not() {
             return;
         }
     };
-    device.reset_peaks().unwrap();
     // Sums of small integers and halves, which are exact in any order.
     assert_eq!(run(device), run(OpenDevice::CPU));
     let (memory, peaks) = (device.memory().unwrap(), device.peaks().unwrap());

@@ -14,11 +14,16 @@ pub enum OptimizerKind {
 }
 
 impl OptimizerKind {
-    /// Every optimizer with its spelling.
-    pub const ALL: [(OptimizerKind, &'static str); 2] = [
-        (OptimizerKind::AdamW, "adamw"),
-        (OptimizerKind::LoraFa, "lorafa"),
-    ];
+    /// Every optimizer.
+    pub const ALL: [OptimizerKind; 2] = [OptimizerKind::AdamW, OptimizerKind::LoraFa];
+
+    /// The spelling.
+    pub fn name(self) -> &'static str {
+        match self {
+            OptimizerKind::AdamW => "adamw",
+            OptimizerKind::LoraFa => "lorafa",
+        }
+    }
 }
 
 /// The optimizer, and what happens to gradients before it.

@@ -2,7 +2,7 @@
 
 use super::{Trained, state};
 use crate::pass::PassError;
-use lorafa_ir::adapter::INVERSE;
+use lorafa_ir::optimizer::INVERSE;
 use lorafa_ir::{Adapter, DType, Patch, TensorType, ValueId};
 use std::collections::BTreeMap;
 
