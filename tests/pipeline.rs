@@ -11,7 +11,7 @@ use lorafa_ir::{DType, Graph, ValueId};
 use lorafa_passes::attach_optimizer::{OptimizerKind, OptimizerOptions};
 use lorafa_passes::freeze_lora_a::Certificate;
 use lorafa_passes::pass::{Method, Options};
-use lorafa_passes::{Manager, PassCx, registry};
+use lorafa_passes::{Manager, PassCx};
 use lorafa_plan::{ALIGN, Category, check, plan};
 use std::collections::BTreeMap;
 
@@ -24,11 +24,8 @@ fn compile_with(model: &Model, options: Options) -> (Graph, Option<Certificate>)
     let method = options.method;
     let mut graph = model.graph.clone();
     let mut cx = PassCx::new(options);
-    let mut manager = Manager::new();
-    for stage in registry::stages(method) {
-        let done = manager.run(stage, &mut graph, &mut cx);
-        done.unwrap_or_else(|e| panic!("{} {}: {e}", model.name, method.name()));
-    }
+    let built = Manager::new().build(&mut graph, &mut cx);
+    built.unwrap_or_else(|e| panic!("{} {}: {e}", model.name, method.name()));
     (graph, cx.certificate)
 }
 

@@ -320,9 +320,7 @@ pub fn graph_after(
     let dims = dims::resolve(&graph, args).map_err(Error::Args)?;
     let mut cx = PassCx::new(options(args, &dims)?);
     let mut manager = after.map_or_else(Manager::new, Manager::stopping_after);
-    for stage in registry::stages(cx.options.method) {
-        manager.run(stage, &mut graph, &mut cx)?;
-    }
+    manager.build(&mut graph, &mut cx)?;
     match after {
         Some(pass) if !manager.stopped() => Err(Error::Args(format!(
             "--after {pass}: the method {} does not run that pass",
