@@ -120,11 +120,16 @@ fn asked(source: &str) -> Asked {
             "targets" => options.inject.targets = Targets::parse(value).unwrap(),
             "replace-adapters" => options.replace_adapters = true,
             "optimizer" => {
-                let found = OptimizerKind::ALL.iter().find(|(_, n)| *n == value);
-                options.optimizer = OptimizerOptions::new(found.unwrap().0);
+                let found = OptimizerKind::ALL
+                    .into_iter()
+                    .find(|kind| kind.name() == value);
+                options.optimizer = OptimizerOptions::new(found.unwrap());
             }
             "weight_decay" => options.optimizer.weight_decay = value.parse().unwrap(),
             "clip" => options.optimizer.max_grad_norm = Some(value.parse().unwrap()),
+            "projection" => {
+                options.optimizer.projection = lorafa_ir::DType::parse(value).unwrap();
+            }
             "accumulate" => options.optimizer.accumulate = true,
             "before" => asked.before = Some(value.to_owned()),
             "after" => asked.after = Some(value.to_owned()),

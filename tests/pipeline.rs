@@ -25,11 +25,8 @@ fn compile_with(model: &Model, options: Options) -> (Graph, Option<Certificate>)
     let method = options.method;
     let mut graph = model.graph.clone();
     let mut cx = PassCx::new(options);
-    let mut manager = Manager::new();
-    for stage in registry::stages(method) {
-        let done = manager.run(stage, &mut graph, &mut cx);
-        done.unwrap_or_else(|e| panic!("{} {}: {e}", model.name, method.name()));
-    }
+    let built = Manager::new().build(&mut graph, &mut cx);
+    built.unwrap_or_else(|e| panic!("{} {}: {e}", model.name, method.name()));
     (graph, cx.certificate)
 }
 

@@ -19,7 +19,7 @@ torch="-p lorafa-exec -p lorafa-train -p lorafa-cli --features lorafa-exec/torch
 step cargo clippy --locked $torch --all-targets -- -D warnings
 step cargo doc --locked $torch --no-deps
 step cargo test --locked -p lorafa-exec --features torch
-step cargo test --locked -p lorafa-cli --features torch --bins --test train
+step cargo test --locked -p lorafa-cli --features torch --lib --bins --test train
 # The tests of lorafa-cli have built the binary, with libtorch.
 step bench/smoke.sh --bin target/debug/lorafa-opt
 step tests/conformance/run.sh --bin target/debug/lorafa-opt

@@ -20,7 +20,7 @@
 //! |---|---|---|
 //! | accumulation | backward | `optim::keep` and `optim::weight`, `f32[]`, and an f32 accumulator `optim::grad::b`, which is then the gradient output: `accumulate %optim::grad::b, v9, %optim::keep, %optim::weight` |
 //! | clipping | update | the output `grad_norm`, `f32[]`, over all gradients; each is multiplied by `min(1, most/(grad_norm + 1e-6))` |
-//! | projection | update | for an adapter's B, `optim::inverse::a`, `f32[rank,rank]`, by which the gradient is multiplied, and by `1/scale²` |
+//! | projection | update | for an adapter's B, `optim::inverse::a`, `f32[rank,rank]`, by which the gradient is multiplied, and by `1/scale²`; in f32, or in bf16 as PEFT does where there is bf16 |
 //!
 //! On all micro-batches of a large batch but the last, the ops of the update region are left out.
 //! `optim::keep` is 0 on the first and 1 on the others, `optim::weight` the share of the large
@@ -34,14 +34,12 @@ pub use options::{OptimizerKind, OptimizerOptions};
 
 use crate::pass::{Changed, Method, Pass, PassCx, PassError, PassKind};
 use lorafa_ir::ops::{Accumulate, AdamW, AdamWForm, Op, Param, Role};
+use lorafa_ir::optimizer::{GRADIENT_NORM, KEEP, LR, STATE, STEP, WEIGHT};
 use lorafa_ir::{DType, Graph, OutputKind, Patch, PatchError, Region, Site, TensorType, ValueId};
 use std::sync::Arc;
 
 /// What precedes the name of the next value of a parameter among the outputs.
 const UPDATED: &str = "updated::";
-
-/// What precedes the names of the optimizer's inputs and outputs.
-const STATE: &str = "optim::";
 
 /// See the module.
 pub struct AttachOptimizer;
@@ -80,22 +78,23 @@ impl Pass for AttachOptimizer {
         let mut trained = trained(graph);
         let mut patch = graph.patch("attach-optimizer");
         let step = TensorType::scalar(DType::I64);
-        let step = state(&mut patch, "optim::step", step)?;
-        let lr = state(&mut patch, "optim::lr", TensorType::scalar(DType::F32))?;
+        let step = state(&mut patch, STEP, step)?;
+        let lr = state(&mut patch, LR, TensorType::scalar(DType::F32))?;
         if options.accumulate {
             accumulate(&mut patch, &mut trained)?;
             cx.note("gradients of micro-batches are accumulated");
         }
         let projects = options.kind == OptimizerKind::LoraFa;
         let (form, projections) = if projects && cx.options.method == Method::LoraFa {
-            let projections = project::Projections::new(&mut patch, &trained)?;
+            let dtype = options.projection;
+            let projections = project::Projections::new(&mut patch, &trained, dtype)?;
             cx.note(format_args!("{} gradients projected", projections.len()));
-            (AdamWForm::Peft, projections)
+            (AdamWForm::Peft, Some(projections))
         } else {
             if projects {
                 cx.note("AdamW: the LoRA-FA optimizer is for the method lora-fa");
             }
-            (AdamWForm::Torch, project::Projections::default())
+            (AdamWForm::Torch, None)
         };
         let coefficient = match options.max_grad_norm {
             Some(most) => {
@@ -111,7 +110,9 @@ impl Pass for AttachOptimizer {
                 gradient = patch.cast(gradient, DType::F32)?;
                 gradient = patch.times(gradient, coefficient)?;
             }
-            gradient = projections.apply(&mut patch, one.param, gradient)?;
+            if let Some(projections) = &projections {
+                gradient = projections.apply(&mut patch, one.param, gradient)?;
+            }
             update(&mut patch, one, gradient, [step, lr], options.adamw(form))?;
         }
         cx.note(format_args!("{} parameters", trained.len()));
@@ -127,11 +128,11 @@ fn refuse_taken_names(graph: &Graph, clips: bool) -> Result<(), PassError> {
             taken.name
         )));
     }
-    if clips && graph.outputs().iter().any(|o| &*o.name == clip::NORM) {
+    if clips && graph.outputs().iter().any(|o| &*o.name == GRADIENT_NORM) {
         return Err(PassError::Refused(format!(
             "the model has an output called {}: that is where the norm of the gradients goes; \
              rename it",
-            clip::NORM
+            GRADIENT_NORM
         )));
     }
     Ok(())
@@ -178,8 +179,8 @@ fn state(patch: &mut Patch<'_>, name: &str, ty: TensorType) -> Result<ValueId, P
 /// sum is the gradient.
 fn accumulate(patch: &mut Patch<'_>, trained: &mut [Trained]) -> Result<(), PatchError> {
     let scalar = || TensorType::scalar(DType::F32);
-    let keep = state(patch, "optim::keep", scalar())?;
-    let weight = state(patch, "optim::weight", scalar())?;
+    let keep = state(patch, KEEP, scalar())?;
+    let weight = state(patch, WEIGHT, scalar())?;
     patch.retain_outputs(|o| !matches!(o.kind, OutputKind::Gradient(_)));
     for one in trained {
         let ty = patch.ty(one.gradient).with_dtype(DType::F32);

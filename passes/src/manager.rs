@@ -1,6 +1,7 @@
 //! Runs passes: verifies after each, counts, stops.
 
 use crate::pass::{Changed, Method, Pass, PassCx, PassError, PassKind};
+use crate::registry;
 use lorafa_ir::Graph;
 use lorafa_ir::verify::Violations;
 use thiserror::Error;
@@ -94,5 +95,11 @@ impl Manager {
             self.stopped = self.stop_after.as_deref() == Some(name);
         }
         Ok(())
+    }
+
+    /// Makes an imported graph the training step of the method that `cx` asks for, as [`run`](Self::run) does.
+    pub fn build(&mut self, graph: &mut Graph, cx: &mut PassCx) -> Result<(), RunError> {
+        let mut stages = registry::stages(cx.options.method).into_iter();
+        stages.try_for_each(|passes| self.run(passes, graph, cx))
     }
 }

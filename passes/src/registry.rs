@@ -7,9 +7,12 @@ use crate::{
     fuse_activations, fuse_attention, fuse_norms, fuse_rotary, inject_lora, mask_relu,
 };
 
+/// Passes that run one after the other.
+pub type Stage = &'static [&'static dyn Pass];
+
 /// Passes that every method shares: from the imported graph to a bound and clean one whose
 /// adapters are known.
-pub const PREPARE: &[&dyn Pass] = &[
+pub const PREPARE: Stage = &[
     &bind_dims::BindDims,
     &canonicalize::Canonicalize,
     &fold_constants::FoldConstants,
@@ -20,7 +23,7 @@ pub const PREPARE: &[&dyn Pass] = &[
 
 /// Passes that every method shares, too: what exporters spell with many ops becomes one, which keeps
 /// less for its gradient.
-pub const FUSE: &[&dyn Pass] = &[
+pub const FUSE: Stage = &[
     &fuse_attention::FuseAttention,
     &fuse_norms::FuseNorms,
     &fuse_activations::FuseActivations,
@@ -28,7 +31,7 @@ pub const FUSE: &[&dyn Pass] = &[
 ];
 
 /// Passes that build loss and gradients of `full` and `lora`.
-pub const TRAIN: &[&dyn Pass] = &[
+pub const TRAIN: Stage = &[
     &eliminate_dead_code::EliminateDeadCode,
     &inject_lora::InjectLora,
     &attach_loss::AttachLoss,
@@ -41,7 +44,7 @@ pub const TRAIN: &[&dyn Pass] = &[
 ];
 
 /// Passes that turn LoRA's gradients into LoRA-FA's.
-pub const FREEZE: &[&dyn Pass] = &[
+pub const FREEZE: Stage = &[
     &freeze_lora_a::FreezeLoraA,
     &eliminate_dead_code::EliminateDeadCode,
     &mask_relu::MaskRelu,
@@ -51,14 +54,22 @@ pub const FREEZE: &[&dyn Pass] = &[
 ///
 /// Nothing merges equal expressions afterwards: a gradient's f32 copy is made where it is read, again
 /// and again, so that there is one at a time.
-pub const UPDATE: &[&dyn Pass] = &[&attach_optimizer::AttachOptimizer];
+pub const UPDATE: Stage = &[&attach_optimizer::AttachOptimizer];
+
+/// The first stages, the same for every method.
+pub const SHARED: &[Stage] = &[PREPARE, FUSE];
+
+/// The stages that follow the shared ones and lead to a method's training step.
+pub fn own(method: Method) -> &'static [Stage] {
+    match method {
+        Method::Full | Method::Lora => &[TRAIN, UPDATE],
+        Method::LoraFa => &[TRAIN, FREEZE, UPDATE],
+    }
+}
 
 /// The stages that lead to a method's training step.
-pub fn stages(method: Method) -> Vec<&'static [&'static dyn Pass]> {
-    match method {
-        Method::Full | Method::Lora => vec![PREPARE, FUSE, TRAIN, UPDATE],
-        Method::LoraFa => vec![PREPARE, FUSE, TRAIN, FREEZE, UPDATE],
-    }
+pub fn stages(method: Method) -> Vec<Stage> {
+    [SHARED, own(method)].concat()
 }
 
 /// Every pass once, in pipeline order.

@@ -3,17 +3,18 @@
 use crate::args::BenchArgs;
 use crate::compile::{self, Single};
 use crate::error::Error;
-use crate::optimizer::OptimizerArg;
+use crate::train::task;
 use crate::units::{bytes, count};
 use crate::{file_name, machine, say, weights};
 use lorafa_data::Spec;
 use lorafa_exec::{Mode, OpenDevice, Peaks, Program};
 use lorafa_ir::Graph;
-use lorafa_onnx::dtype::decode;
 use lorafa_onnx::external::ExternalStore;
 use lorafa_onnx::file::ModelFile;
 use lorafa_onnx::write::Staged;
-use lorafa_train::{TrainError, inputs};
+use lorafa_passes::attach_optimizer::OptimizerKind;
+use lorafa_train::update::update;
+use lorafa_train::{Check, inputs};
 use serde::Serialize;
 use std::io::Write;
 use std::path::Path;
@@ -21,7 +22,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 /// The learning rate: large enough to change parameters in bf16.
-const LR: f32 = 1e-3;
+const LR: f64 = 1e-3;
 
 /// What was planned and measured. `bench/README.md` says what each field means; the other side of the comparison there
 /// prints the same ones.
@@ -94,7 +95,7 @@ struct Measured {
 pub fn bench(args: &BenchArgs, out: &mut dyn Write) -> Result<(), Error> {
     let model = ModelFile::open(&args.model)?;
     let mut single = compile::single(&model, &args.training)?;
-    let spec = inputs::spec(&single.step.graph)?;
+    let spec = inputs::spec(&single.step.graph, single.loss.map(task))?;
     let store = ExternalStore::new(model.folder());
     if !args.random_weights {
         weights::bind(&mut single.step.graph, &args.machine, &store)?;
@@ -119,10 +120,7 @@ pub fn bench(args: &BenchArgs, out: &mut dyn Write) -> Result<(), Error> {
         version: env!("CARGO_PKG_VERSION"),
         model: file_name(&args.model),
         method: single.step.method.name(),
-        optimizer: match args.training.optimizer.optimizer {
-            OptimizerArg::Adamw => "adamw",
-            OptimizerArg::Lorafa => "lorafa",
-        },
+        optimizer: OptimizerKind::from(args.training.optimizer.optimizer).name(),
         dtype: compile::dtype(graph),
         adapter_dtype: adapter_dtype(graph),
         batch: spec.batch,
@@ -160,7 +158,6 @@ fn measure(
     store: &ExternalStore,
     device: OpenDevice,
 ) -> Result<Measured, Error> {
-    device.reset_peaks()?;
     let graph = Arc::new(single.step.graph.clone());
     let mut program = Program::compile(graph.clone(), &single.step.plan, Mode::Arena, device)?;
     if args.random_weights {
@@ -173,18 +170,22 @@ fn measure(
         let (ty, _) = program.param(&name)?;
         program.write(&name, &inputs::encode(&ty, &column))?;
     }
-    program.write("optim::lr", &LR.to_le_bytes())?;
-    let mut run = Run {
-        program: &mut program,
-        graph: &graph,
-        micro_batches: args.training.optimizer.accumulate,
-        check_finite: args.machine.check_finite,
-        done: 0,
+    let micro_batches = args.training.optimizer.accumulate;
+    let shares = vec![1.0 / f64::from(micro_batches); micro_batches as usize];
+    // A trace takes time: memory is looked at in a step of its own.
+    let check = match args.machine.check() {
+        Check::Memory => Check::Nothing,
+        check => check,
     };
     let (mut losses, mut seconds) = (Vec::new(), Vec::new());
     for step in 0..args.warmup + args.steps {
         let start = Instant::now();
-        losses.push(run.update()?);
+        let at = (step + 1, LR);
+        losses.push(update(&mut program, &graph, at, &shares, check, |_, _| {
+            Ok(())
+        })?);
+        // The update has to be over, too, not only the loss.
+        device.synchronize()?;
         if step >= args.warmup {
             seconds.push(start.elapsed().as_secs_f64());
         }
@@ -209,53 +210,15 @@ fn measure(
     })
 }
 
-/// Steps one after the other.
-struct Run<'a> {
-    program: &'a mut Program,
-    graph: &'a Graph,
-    micro_batches: u32,
-    check_finite: bool,
-    done: i64,
-}
-
-impl Run<'_> {
-    /// One update; the loss of its last micro-batch, for which the device is waited for.
-    fn update(&mut self) -> Result<f64, Error> {
-        self.done += 1;
-        self.program
-            .write("optim::step", &self.done.to_le_bytes())?;
-        for i in 0..self.micro_batches {
-            if self.micro_batches > 1 {
-                let keep = if i == 0 { 0.0f32 } else { 1.0 };
-                let weight = 1.0 / self.micro_batches as f32;
-                self.program.write("optim::keep", &keep.to_le_bytes())?;
-                self.program.write("optim::weight", &weight.to_le_bytes())?;
-            }
-            match (i + 1 == self.micro_batches, self.check_finite) {
-                (true, false) => self.program.step()?,
-                (true, true) => self.program.step_checked()?,
-                (false, false) => self.program.micro_step()?,
-                (false, true) => self.program.micro_step_checked()?,
-            }
-        }
-        // The update has to be over, too, not only the loss.
-        self.program.device().synchronize()?;
-        let loss = self.graph.loss().ok_or_else(|| TrainError::Step {
-            why: "it has no loss".into(),
-        })?;
-        let (ty, bytes) = self.program.output(&loss.name)?;
-        let loss = decode(ty.dtype, &bytes).first().copied();
-        Ok(loss.unwrap_or(f64::NAN))
-    }
-}
-
-/// Order statistics of measured times.
+/// Order statistics of measured times, interpolated between the two nearest.
 fn spread(mut seconds: Vec<f64>) -> Seconds {
     seconds.sort_by(f64::total_cmp);
     let last = seconds.len().saturating_sub(1);
     let at = |share: f64| {
-        let index = (share * last as f64).round() as usize;
-        seconds.get(index).copied().unwrap_or(f64::NAN)
+        let position = share * last as f64;
+        let number = |index: f64| seconds.get(index as usize).copied().unwrap_or(f64::NAN);
+        let (low, high) = (number(position.floor()), number(position.ceil()));
+        low + (high - low) * position.fract()
     };
     Seconds {
         median: at(0.5),
@@ -333,4 +296,18 @@ fn text(f: &Figures) -> String {
         text.push_str(&format!(" {error}\n"));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As `statistics.quantiles(…, method="inclusive")` has them.
+    #[test]
+    fn quantiles_lie_between_measurements() {
+        let s = spread(vec![4.0, 1.0, 3.0, 2.0]);
+        assert_eq!([s.min, s.median, s.max], [1.0, 2.5, 4.0]);
+        assert!((s.p10 - 1.3).abs() < 1e-12 && (s.p90 - 3.7).abs() < 1e-12);
+        assert_eq!(spread(vec![2.0]).p90, 2.0);
+    }
 }

@@ -79,11 +79,7 @@ impl Compiled {
 ///
 /// What [`import`], a pass or the planner refuses; flags that contradict each other or the model.
 pub fn compile(model: &ModelFile, args: &TrainingArgs) -> Result<Compiled, Error> {
-    let mut graph = import(model)?;
-    let dims = dims::resolve(&graph, args).map_err(Error::Args)?;
-    let mut cx = PassCx::new(options(args, &dims)?);
-    run(registry::PREPARE, &mut graph, &mut cx)?;
-    run(registry::FUSE, &mut graph, &mut cx)?;
+    let (graph, dims, mut cx) = prepared(model, args)?;
     let mut notes = noted("all methods", &mut cx);
     let none = graph.adapters().is_empty() && args.lora.rank.is_none();
     let alone = none && args.method == MethodArg::Full;
@@ -128,6 +124,17 @@ pub fn compile(model: &ModelFile, args: &TrainingArgs) -> Result<Compiled, Error
     })
 }
 
+/// The graph that all methods share, what its dimensions were bound to, and what its passes noted.
+fn prepared(model: &ModelFile, args: &TrainingArgs) -> Result<(Graph, Dims, PassCx), Error> {
+    let mut graph = import(model)?;
+    let dims = dims::resolve(&graph, args).map_err(Error::Args)?;
+    let mut cx = PassCx::new(options(args, &dims)?);
+    for stage in registry::SHARED {
+        run(stage, &mut graph, &mut cx)?;
+    }
+    Ok((graph, dims, cx))
+}
+
 /// A model compiled for one method.
 #[derive(Debug)]
 pub struct Single {
@@ -135,8 +142,10 @@ pub struct Single {
     pub dims: Dims,
     /// The step.
     pub step: Step,
+    /// The loss that was attached; none if it is the model's own.
+    pub loss: Option<LossKind>,
     /// The loss, in words.
-    pub loss: String,
+    pub loss_in_words: String,
     /// What the user should know though nothing is wrong.
     pub warnings: Vec<String>,
 }
@@ -145,22 +154,26 @@ pub struct Single {
 ///
 /// # Errors
 ///
-/// As [`compile`].
+/// As [`compile`], and a rank where no adapter is trained.
 pub fn single(model: &ModelFile, args: &TrainingArgs) -> Result<Single, Error> {
-    let mut graph = import(model)?;
-    let dims = dims::resolve(&graph, args).map_err(Error::Args)?;
-    let mut cx = PassCx::new(options(args, &dims)?);
-    run(registry::PREPARE, &mut graph, &mut cx)?;
-    let alone = args.method == MethodArg::Full;
-    refuse_flags_of_injection(&graph, args, alone && graph.adapters().is_empty())?;
-    let loss = describe_loss(&graph, args);
-    for stage in registry::stages(cx.options.method).iter().skip(1) {
+    let (mut graph, dims, mut cx) = prepared(model, args)?;
+    let without = graph.adapters().is_empty();
+    if without && args.method == MethodArg::Full && args.lora.rank.is_some() {
+        return Err(Error::Args(
+            "--rank is for adapters, and --method full trains the weights themselves: leave one out"
+                .into(),
+        ));
+    }
+    refuse_flags_of_injection(&graph, args, without && args.lora.rank.is_none())?;
+    let (loss, loss_in_words) = (attached(&graph, args), describe_loss(&graph, args));
+    for stage in registry::own(cx.options.method) {
         run(stage, &mut graph, &mut cx)?;
     }
     Ok(Single {
         dims,
         step: step(cx.options.method, graph)?,
         loss,
+        loss_in_words,
         warnings: cx.warnings,
     })
 }
@@ -172,13 +185,21 @@ pub fn dtype(graph: &Graph) -> Option<String> {
 
 /// The model's own loss, or the one that will be attached.
 fn describe_loss(graph: &Graph, args: &TrainingArgs) -> String {
-    if let Some(loss) = graph.loss() {
-        return format!("the model's output {}", loss.name);
+    match (graph.loss(), attached(graph, args)) {
+        (Some(loss), _) => format!("the model's output {}", loss.name),
+        (None, Some(kind)) => format!("{kind}, attached"),
+        (None, None) => "none".to_owned(),
+    }
+}
+
+/// The loss that will be attached, if the model has none.
+fn attached(graph: &Graph, args: &TrainingArgs) -> Option<LossKind> {
+    if graph.loss().is_some() {
+        return None;
     }
     let logits = attach_loss::logits(graph);
     let chosen = logits.and_then(|(_, logits)| attach_loss::choose(graph, logits));
-    let kind = args.loss.map(LossKind::from).or(chosen);
-    kind.map_or_else(|| "none".to_owned(), |kind| format!("{kind}, attached"))
+    args.loss.map(LossKind::from).or(chosen)
 }
 
 /// Refuses flags that would be without effect: they are about adapters that are injected.
@@ -301,9 +322,7 @@ pub fn graph_after(
     let dims = dims::resolve(&graph, args).map_err(Error::Args)?;
     let mut cx = PassCx::new(options(args, &dims)?);
     let mut manager = after.map_or_else(Manager::new, Manager::stopping_after);
-    for stage in registry::stages(cx.options.method) {
-        manager.run(stage, &mut graph, &mut cx)?;
-    }
+    manager.build(&mut graph, &mut cx)?;
     match after {
         Some(pass) if !manager.stopped() && cx.options.disabled.contains(pass) => Err(Error::Args(
             format!("--after {pass}: that pass is disabled"),

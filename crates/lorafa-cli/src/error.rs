@@ -8,6 +8,9 @@ use lorafa_passes::RunError;
 use lorafa_plan::PlanError;
 use thiserror::Error;
 
+/// The exit status after Ctrl-C, as a shell has it for a process that SIGINT ended.
+pub const INTERRUPTED: u8 = 130;
+
 /// Why a job was not done. The message is complete by itself.
 #[derive(Debug, Error)]
 pub enum Error {
@@ -82,8 +85,7 @@ impl Error {
     pub fn status(&self) -> u8 {
         match self {
             error if error.is_out_of_memory() => 3,
-            // As a shell has it for a process that SIGINT ended.
-            Error::Interrupted(_) => 130,
+            Error::Interrupted(_) => INTERRUPTED,
             _ => 2,
         }
     }

@@ -53,7 +53,8 @@ const WITHOUT_TORCH: &str = "this lorafa-opt was built without libtorch, which `
 ///
 /// # Errors
 ///
-/// [`Error`], whose message is for standard error. Nothing was written to any file then.
+/// [`Error`], whose message is for standard error. Nothing was written to any file then, but for what `train` says that it
+/// saves.
 pub fn run(cli: &Cli, out: &mut dyn Write) -> Result<(), Error> {
     match (&cli.command, &cli.compile.model) {
         (Some(Command::Dump(args)), _) => dump(args, out),

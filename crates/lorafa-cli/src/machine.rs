@@ -29,10 +29,13 @@ pub fn check_fits(
     training: &TrainingArgs,
     single: &Single,
 ) -> Result<(), Error> {
+    if args.force {
+        return Ok(());
+    }
     let free = device.memory()?.free;
     let needs = |single: &Single| single.step.plan.arena_bytes().saturating_add(args.reserve);
     let needed = needs(single);
-    if needed <= free || args.force {
+    if needed <= free {
         return Ok(());
     }
     let fits = |batch: i64| {

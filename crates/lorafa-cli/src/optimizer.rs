@@ -2,6 +2,7 @@
 
 use crate::error::Error;
 use clap::{Args, ValueEnum};
+use lorafa_ir::DType;
 use lorafa_passes::attach_optimizer::{OptimizerKind, OptimizerOptions};
 
 /// How gradients change parameters.
@@ -44,6 +45,11 @@ pub struct OptimizerArgs {
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     pub eps: Option<f64>,
 
+    /// The type in which `--optimizer lorafa` projects gradients [default: f32]. PEFT's takes bf16
+    /// wherever there is bf16.
+    #[arg(long, value_enum)]
+    pub projection: Option<ProjectionArg>,
+
     /// Scale gradients down to this norm, that of all of them together [default: never].
     #[arg(long, value_name = "NORM", allow_negative_numbers = true)]
     pub clip: Option<f64>,
@@ -59,6 +65,23 @@ pub struct OptimizerArgs {
 pub enum OptimizerArg {
     Adamw,
     Lorafa,
+}
+
+/// A type to multiply in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[allow(missing_docs)]
+pub enum ProjectionArg {
+    F32,
+    Bf16,
+}
+
+impl From<ProjectionArg> for DType {
+    fn from(projection: ProjectionArg) -> Self {
+        match projection {
+            ProjectionArg::F32 => DType::F32,
+            ProjectionArg::Bf16 => DType::BF16,
+        }
+    }
 }
 
 impl From<OptimizerArg> for OptimizerKind {
@@ -78,6 +101,11 @@ impl OptimizerArgs {
     /// A number out of its range.
     pub fn options(&self) -> Result<OptimizerOptions, Error> {
         let defaults = OptimizerOptions::new(self.optimizer.into());
+        if self.projection.is_some() && self.optimizer != OptimizerArg::Lorafa {
+            return Err(Error::Args(
+                "--projection is for --optimizer lorafa, which alone projects gradients".into(),
+            ));
+        }
         let eps = self.eps.unwrap_or(defaults.eps);
         let not_negative = "a number that is not negative";
         let positive = "a number above zero";
@@ -106,6 +134,7 @@ impl OptimizerArgs {
             eps,
             weight_decay: self.weight_decay,
             max_grad_norm: self.clip,
+            projection: self.projection.map_or(defaults.projection, Into::into),
             accumulate: self.accumulate > 1,
             ..defaults
         })

@@ -16,8 +16,8 @@ use lorafa_onnx::external::ExternalStore;
 use lorafa_onnx::file::ModelFile;
 use lorafa_passes::attach_loss::LossKind;
 use lorafa_train::{
-    Checkpoints, Decay, Identity, Outcome, Schedule, Settings, Trainer, digest, inputs,
-    trained_values,
+    Checkpoints, Decay, Identity, Outcome, Schedule, Settings, TrainError, Trainer, digest, inputs,
+    trained_values, weights_digest,
 };
 use lorafa_weights::merge::MAX_SHARD_BYTES;
 use lorafa_weights::{Values, merge, peft};
@@ -38,7 +38,7 @@ const MERGED: &str = "model";
 pub fn train(args: &TrainArgs, out: &mut dyn Write) -> Result<(), Error> {
     let model = ModelFile::open(&args.model)?;
     let mut single = compile::single(&model, &args.training)?;
-    let spec = inputs::spec(&single.step.graph)?;
+    let spec = inputs::spec(&single.step.graph, single.loss.map(task))?;
     let checkpoints = Checkpoints::new(&args.save, args.keep as usize);
     let latest = checkpoints.latest()?;
     refuse_to_mix(args, latest.as_deref())?;
@@ -55,6 +55,7 @@ pub fn train(args: &TrainArgs, out: &mut dyn Write) -> Result<(), Error> {
     let identity = Identity {
         step: describe(args, &single),
         graph: step_digest,
+        weights: weights_digest(&single.step.graph, &store)?,
         arena: plan.arena_bytes(),
         data: train.digest(),
         seed: shuffle.then_some(args.run.seed),
@@ -66,7 +67,12 @@ pub fn train(args: &TrainArgs, out: &mut dyn Write) -> Result<(), Error> {
     let progress = latest
         .as_ref()
         .map(|path| checkpoints.progress(path, &identity));
-    let mut progress = progress.transpose()?.unwrap_or_default();
+    let progress = progress.transpose()?.unwrap_or_default();
+    let _claimed = checkpoints.claim()?;
+    if checkpoints.latest()? != latest {
+        // Another run has written there in the meantime.
+        return Err(TrainError::InUse(args.save.clone()).into());
+    }
     say(out, &opening(args, &single, &train, eval.as_ref(), bound))?;
 
     let graph = Arc::new(single.step.graph.clone());
@@ -74,14 +80,13 @@ pub fn train(args: &TrainArgs, out: &mut dyn Write) -> Result<(), Error> {
     program.load(&store)?;
     lorafa_exec::write_inverses(&mut program)?;
     if let Some(path) = &latest {
-        progress = checkpoints.restore(path, &identity, &graph, &mut program)?;
+        checkpoints.restore(path, &graph, &mut program)?;
         let path = path.display();
         say(
             out,
             &format!("going on from {path}, update {}\n", progress.updates),
         )?;
     }
-    let _claimed = checkpoints.claim()?;
     let metrics = Metrics::open(&args.save, progress.updates)?;
     let (total, done) = (settings.schedule.total, progress.updates);
     let mut watch = Watch::new(metrics, total, done, args.run.log_every, plan.arena_bytes());
@@ -125,7 +130,13 @@ fn refuse_to_mix(args: &TrainArgs, latest: Option<&Path>) -> Result<(), Error> {
 }
 
 fn data(args: &DataArgs, spec: &Spec, seed: u64) -> Result<(Dataset, Option<Dataset>), Error> {
-    let tokenizer = args.tokenizer.as_ref().map(Tokenizer::open).transpose()?;
+    let mut tokenizer = args.tokenizer.as_ref().map(Tokenizer::open).transpose()?;
+    if let Some(date) = &args.date {
+        let date = date
+            .parse()
+            .map_err(|error| Error::Args(format!("--date {date}: {error}")))?;
+        tokenizer = tokenizer.map(|tokenizer| tokenizer.with_date(date));
+    }
     let options = Options {
         pack: args.pack,
         skip_bad: args.skip_bad,
@@ -164,7 +175,11 @@ fn opening(
 ) -> String {
     let memory = bytes(single.step.plan.arena_bytes());
     let device = &args.machine.device;
-    let mut text = format!("{}\nloss: {}\n", describe(args, single), single.loss);
+    let mut text = format!(
+        "{}\nloss: {}\n",
+        describe(args, single),
+        single.loss_in_words
+    );
     text.push_str(&format!(
         "memory: {memory} on {device}, all of it planned\n"
     ));
@@ -253,8 +268,17 @@ fn settings(args: &TrainArgs, sampler: &Sampler) -> Settings {
         accumulate,
         eval_every: args.data.eval_every,
         save_every: args.save_every,
-        check_finite: args.machine.check_finite,
-        check_memory: args.machine.check_memory,
+        check: args.machine.check(),
+    }
+}
+
+/// What data a loss takes.
+pub(crate) fn task(loss: LossKind) -> Task {
+    match loss {
+        LossKind::CausalLm => Task::CausalLm,
+        LossKind::SeqCls => Task::SeqCls,
+        LossKind::TokenCls => Task::TokenCls,
+        LossKind::Seq2Seq => Task::Seq2Seq,
     }
 }
 

@@ -1,15 +1,14 @@
 //! What a person sees of a run, and how they stop it.
 
+use crate::error::INTERRUPTED;
 use crate::metrics::Metrics;
 use crate::units;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use lorafa_train::{Observer, TrainError, Update};
+use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-
-/// The exit status of a process that Ctrl-C ended.
-pub const INTERRUPTED: u8 = 130;
 
 /// A progress bar on standard error if that is a terminal, and the metrics log.
 #[derive(Debug)]
@@ -48,11 +47,16 @@ impl Watch {
     /// Prints a line above the bar, or just prints it where there is none.
     fn say(&self, line: &str) {
         if self.bar.is_hidden() {
-            eprintln!("{line}");
+            note(line);
         } else {
             self.bar.println(line);
         }
     }
+}
+
+/// Prints to standard error; where that is gone, the run goes on.
+fn note(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 const TEMPLATE: &str = "{bar:24} {pos}/{len} · {msg} · {eta} left";
@@ -66,7 +70,7 @@ fn catch_interrupts() -> Arc<AtomicBool> {
         if raised.swap(true, Ordering::SeqCst) {
             std::process::exit(i32::from(INTERRUPTED));
         }
-        eprintln!("\nfinishing this update and saving; Ctrl-C again ends at once");
+        note("\nfinishing this update and saving; Ctrl-C again ends at once");
     });
     flag
 }
@@ -84,7 +88,7 @@ impl Observer for Watch {
         if update.number.is_multiple_of(self.log_every) || update.number == 1 {
             if self.bar.is_hidden() {
                 let total = self.bar.length().unwrap_or_default();
-                eprintln!("update {}/{total} · {message}", update.number);
+                note(&format!("update {}/{total} · {message}", update.number));
             }
             self.metrics.update(update)?;
         }

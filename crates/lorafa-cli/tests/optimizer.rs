@@ -101,6 +101,14 @@ fn settings_reach_the_update() {
     assert_eq!(dump(&all).matches(attrs).count(), 14);
     let lorafa = dump(&["--optimizer", "lorafa"]);
     assert_eq!(lorafa.matches("{eps=1e-6, form=peft}").count(), 14);
+    let rounded = dump(&["--optimizer", "lorafa", "--projection", "bf16"]);
+    assert_eq!(
+        (
+            lorafa.matches("bf16").count(),
+            rounded.matches(" : bf16[4,4]").count()
+        ),
+        (0, 14)
+    );
 }
 
 #[test]
@@ -109,6 +117,7 @@ fn what_makes_no_sense_is_refused() {
     let refused = |flags: &[&str], parts: &[&str]| job.refused(&with(flags), parts);
     let lora = ["--optimizer", "lorafa", "--method", "lora"];
     refused(&lora, &["--optimizer lorafa", "--method lora-fa"]);
+    refused(&["--projection", "bf16"], &["--projection", "lorafa"]);
     let accumulate = ["--with-optimizer", "--accumulate", "2"];
     refused(&accumulate, &["--with-optimizer", "--accumulate"]);
     refused(&["--accumulate", "0"], &["--accumulate"]);

@@ -11,7 +11,7 @@ use lorafa_onnx::external::ExternalStore;
 use lorafa_onnx::file::ModelFile;
 use lorafa_onnx::import::import;
 use lorafa_passes::pass::{Method, Options};
-use lorafa_passes::{Manager, PassCx, registry};
+use lorafa_passes::{Manager, PassCx};
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::path::PathBuf;
@@ -43,10 +43,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         bindings,
         ..Options::default()
     });
-    let mut manager = Manager::new();
-    for stage in registry::stages(Method::LoraFa) {
-        manager.run(stage, &mut graph, &mut cx)?;
-    }
+    Manager::new().build(&mut graph, &mut cx)?;
     let graph = Arc::new(graph);
     let plan = lorafa_plan::plan(&graph)?;
     let store = ExternalStore::new(file.folder());

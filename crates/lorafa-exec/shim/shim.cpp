@@ -221,10 +221,6 @@ bool lorafa_peaks(int64_t index, int64_t* out) {
     });
 }
 
-bool lorafa_reset_peaks(int64_t index) {
-    return guarded([&] { at::getDeviceAllocator(c10::DeviceType::CUDA)->resetPeakStats(c10::DeviceIndex(index)); });
-}
-
 // Waits for all that was asked of a CUDA device.
 bool lorafa_synchronize(int64_t index) {
     return guarded([&] { at::accelerator::synchronizeDevice(c10::DeviceIndex(index)); });

@@ -38,7 +38,6 @@ impl Program {
             device,
             memory: Vec::new(),
             storages: Vec::new(),
-            planned: 0,
         };
         compiler.allocate()?;
         let mut views = BTreeMap::new();
@@ -65,9 +64,7 @@ impl Program {
                 compiler.op(position, op, &views, &mut steps)?;
             }
         }
-        let Compiler {
-            memory, planned, ..
-        } = compiler;
+        let memory = compiler.memory;
         let masks = steps.iter().filter_map(|step| match &step.task.work {
             Work::Mask(mask) if device != OpenDevice::CPU => Some(mask.out.bytes()),
             _ => None,
@@ -87,7 +84,6 @@ impl Program {
             params: params.collect(),
             outputs: outputs.collect(),
             views,
-            planned,
             runs: 0,
             graph,
         })
@@ -103,8 +99,6 @@ struct Compiler<'a> {
     memory: Vec<Memory>,
     /// The first byte of each storage.
     storages: Vec<*mut u8>,
-    /// Bytes that were to be allocated.
-    planned: u64,
 }
 
 impl Compiler<'_> {
@@ -128,7 +122,6 @@ impl Compiler<'_> {
         let memory = Memory::new(bytes, self.device)?;
         let start = memory.start();
         self.memory.push(memory);
-        self.planned += bytes;
         Ok(start)
     }
 

@@ -93,7 +93,7 @@ pub struct DeviceMemory {
     pub total: u64,
 }
 
-/// The most bytes in use since the start or the last [`OpenDevice::reset_peaks`].
+/// The most bytes in use since the process started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Peaks {
     /// Given out by libtorch's allocator; `None` on the CPU, where it keeps no such book.
@@ -158,18 +158,6 @@ impl OpenDevice {
             reserved: Some(peaks.1),
             device: total - free.min(total),
         })
-    }
-
-    /// Counts peaks from here on.
-    ///
-    /// # Errors
-    /// [`ExecError::Device`] if the system does not let that happen.
-    pub fn reset_peaks(self) -> Result<(), ExecError> {
-        let reset = match self.0 {
-            Device::Cpu => host::reset_peak(),
-            Device::Cuda(index) => shim::reset_peaks(index as i64),
-        };
-        reset.map_err(|why| self.failed(why))
     }
 
     /// Waits until it has nothing left to do. The CPU never has.

@@ -94,12 +94,6 @@ pub(crate) fn peak() -> Result<u64, String> {
     entry("/proc/self/status", "VmHWM:")
 }
 
-/// Counts the peak from now on.
-pub(crate) fn reset_peak() -> Result<(), String> {
-    let path = "/proc/self/clear_refs";
-    fs::write(path, "5").map_err(|error| format!("{path}: {error}"))
-}
-
 /// The processor's name and how many threads it runs for this process.
 pub(crate) fn processor() -> Option<String> {
     let text = read("/proc/cpuinfo").ok()?;

@@ -1,7 +1,7 @@
 //! The matrices that PEFT's LoRA-FA optimizer projects gradients with.
 
 use lorafa_ir::DType;
-use lorafa_ir::adapter::{INVERSE, RIDGE};
+use lorafa_ir::optimizer::{INVERSE, RIDGE};
 use lorafa_onnx::dtype::{decode, encode};
 use tch::{Device, Kind, TchError, Tensor};
 

@@ -29,42 +29,25 @@
 //! Needs libtorch and the cargo feature `torch`; `setup.sh` installs the one and prints the `LIBTORCH` to build with.
 //! Without the feature this crate is empty.
 
-#[cfg(feature = "torch")]
+#![cfg(feature = "torch")]
+
 mod compile;
-#[cfg(feature = "torch")]
 pub mod device;
-#[cfg(feature = "torch")]
 pub mod error;
-#[cfg(feature = "torch")]
 mod finite;
-#[cfg(feature = "torch")]
 mod host;
-#[cfg(feature = "torch")]
 pub mod inverse;
-#[cfg(feature = "torch")]
 mod kernels;
-#[cfg(feature = "torch")]
 mod memory;
-#[cfg(feature = "torch")]
 pub mod program;
-#[cfg(feature = "torch")]
 mod run;
-#[cfg(feature = "torch")]
 mod shim;
-#[cfg(feature = "torch")]
 pub mod trace;
-#[cfg(feature = "torch")]
 mod transfer;
-#[cfg(feature = "torch")]
 mod view;
 
-#[cfg(feature = "torch")]
 pub use device::{Device, DeviceMemory, OpenDevice, Peaks};
-#[cfg(feature = "torch")]
 pub use error::{ExecError, NonFinite};
-#[cfg(feature = "torch")]
 pub use inverse::write_inverses;
-#[cfg(feature = "torch")]
 pub use program::{Mode, Program};
-#[cfg(feature = "torch")]
 pub use trace::{Allocation, Trace};

@@ -50,7 +50,6 @@ pub struct Program {
     pub(crate) params: BTreeMap<Arc<str>, ValueId>,
     pub(crate) outputs: BTreeMap<Arc<str>, ValueId>,
     pub(crate) views: BTreeMap<ValueId, View>,
-    pub(crate) planned: u64,
     pub(crate) runs: u64,
 }
 

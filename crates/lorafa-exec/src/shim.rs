@@ -31,7 +31,6 @@ unsafe extern "C" {
     fn lorafa_cuda_name(index: i64, out: *mut c_char, size: usize) -> bool;
     fn lorafa_memory(index: i64, out: *mut i64) -> bool;
     fn lorafa_peaks(index: i64, out: *mut i64) -> bool;
-    fn lorafa_reset_peaks(index: i64) -> bool;
     fn lorafa_synchronize(index: i64) -> bool;
     fn lorafa_seed(index: i64, seed: u64) -> bool;
 }
@@ -231,12 +230,6 @@ pub(crate) fn memory(index: i64) -> Result<(u64, u64), String> {
 pub(crate) fn peaks(index: i64) -> Result<(u64, u64), String> {
     // SAFETY: there is room for two numbers.
     pair(|out| unsafe { lorafa_peaks(index, out) })
-}
-
-/// Counts an open CUDA device's peaks from now on.
-pub(crate) fn reset_peaks(index: i64) -> Result<(), String> {
-    // SAFETY: no preconditions.
-    checked(unsafe { lorafa_reset_peaks(index) })
 }
 
 /// Waits for an open CUDA device.

@@ -23,7 +23,7 @@ pub struct Allocation {
 /// BLAS keeps for itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trace {
-    /// Bytes that were planned for the step.
+    /// Bytes of the program's memory: in [`Mode::Arena`](crate::Mode::Arena), those of the plan's arena.
     pub planned: u64,
     /// Most bytes at once, of the program's memory and of what libtorch allocated beside it.
     pub measured: u64,
@@ -37,16 +37,13 @@ impl Trace {
     /// # Errors
     /// [`ExecError::Memory`], which names the op that allocated most.
     pub fn check(&self) -> Result<(), ExecError> {
-        let most = self.allocations.iter().rev().max_by_key(|a| a.peak);
-        if self.planned == self.measured && most.is_none() {
+        let Some(most) = self.allocations.iter().rev().max_by_key(|a| a.peak) else {
             return Ok(());
-        }
-        let by = match most {
-            Some(Allocation {
-                line, peak, count, ..
-            }) => format!("`{line}` takes {peak} B in {count} allocations beside the plan"),
-            None => "the program's memory is of another size".into(),
         };
+        let Allocation {
+            line, peak, count, ..
+        } = most;
+        let by = format!("`{line}` takes {peak} B in {count} allocations beside the plan");
         Err(ExecError::Memory {
             planned: self.planned,
             measured: self.measured,
@@ -93,7 +90,7 @@ impl Watch {
             ..found
         });
         Trace {
-            planned: program.planned,
+            planned: program.memory_bytes(),
             measured: program.memory_bytes() + self.held,
             allocations: allocations.collect(),
         }

@@ -33,6 +33,9 @@ fn names_are_parsed_and_printed() {
     }
 }
 
+/// How far the system's count of resident memory may be off: it is kept per processor and added up now and then.
+const INEXACT: u64 = 4 << 20;
+
 /// The peak is of the whole process, so what other tests allocate meanwhile only adds to it.
 #[test]
 fn the_processor_says_how_much_memory_there_is_and_was_used() {
@@ -46,13 +49,12 @@ fn the_processor_says_how_much_memory_there_is_and_was_used() {
     let touched = vec![1u8; SIZE];
     assert!(touched.iter().step_by(4096).all(|byte| *byte == 1));
     let peaks = cpu.peaks().unwrap();
-    assert!(peaks.device >= SIZE as u64, "{peaks:?}");
+    assert!(peaks.device + INEXACT >= SIZE as u64, "{peaks:?}");
     assert_eq!((peaks.allocated, peaks.reserved), (None, None));
     drop(touched);
-    cpu.reset_peaks().unwrap();
     let after = cpu.peaks().unwrap();
     assert!(
-        after.device + SIZE as u64 / 2 < peaks.device,
+        after.device + INEXACT >= peaks.device,
         "{after:?} {peaks:?}"
     );
 }
@@ -127,7 +129,6 @@ fn cuda_is_opened_or_the_error_says_why_not() {
             return;
         }
     };
-    device.reset_peaks().unwrap();
     // Sums of small integers and halves, which are exact in any order.
     assert_eq!(run(device), run(OpenDevice::CPU));
     let (memory, peaks) = (device.memory().unwrap(), device.peaks().unwrap());

@@ -4,13 +4,6 @@ use crate::ids::ValueId;
 use crate::ops::Scalar;
 use std::sync::Arc;
 
-/// What precedes the name of A in that of the optimizer state `pinv(A·Aᵀ + `[`RIDGE`]`·I)`,
-/// `f32[rank,rank]`: the step reads it, and who runs the step computes it, once, as A never changes.
-pub const INVERSE: &str = "optim::inverse::";
-
-/// What is added to the diagonal of A·Aᵀ, as in PEFT.
-pub const RIDGE: f64 = 1e-8;
-
 /// One LoRA adapter: `y = base(x) + scale·(x·A)·B`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Adapter {

@@ -58,6 +58,7 @@ pub mod ids;
 pub mod interp;
 pub mod layout;
 pub mod ops;
+pub mod optimizer;
 pub mod outputs;
 pub mod patch;
 pub mod text;

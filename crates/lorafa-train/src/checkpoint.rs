@@ -4,7 +4,7 @@
 //! SAVE/checkpoint-40/
 //!   state.json               which run this is, and how far it has come
 //!   trained.safetensors      adapters and every other trained parameter, by name
-//!   optimizer.safetensors    moments
+//!   optimizer.safetensors    moments, and what else the optimizer keeps from update to update
 //!   adapter_model.safetensors, adapter_config.json    the adapter as PEFT loads it, if there is one
 //! ```
 //!
@@ -12,7 +12,10 @@
 
 use lorafa_data::Position;
 use lorafa_ir::Graph;
-use lorafa_weights::atomic_dir;
+use lorafa_ir::ops::{Data, Role};
+use lorafa_onnx::export::weights;
+use lorafa_onnx::external::ExternalStore;
+use lorafa_weights::{SaveError, atomic_dir};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::fs::{self, File, TryLockError};
@@ -39,6 +42,8 @@ pub struct Identity {
     pub step: String,
     /// Digest of the step's graph.
     pub graph: String,
+    /// Digest of the weights that training leaves as they are.
+    pub weights: String,
     /// Bytes of the planned arena.
     pub arena: u64,
     /// Digest of the training data.
@@ -60,6 +65,9 @@ impl Identity {
         } else if self.arena != other.arena {
             let (theirs, ours) = (other.arena, self.arena);
             found.push(format!("its plan takes {theirs} B, this one's {ours} B"));
+        }
+        if self.weights != other.weights {
+            found.push("the weights of the base model are others".into());
         }
         if self.data != other.data {
             found.push("the training data are others, or are cut or packed otherwise".into());
@@ -228,7 +236,37 @@ impl Checkpoints {
 /// A digest of a step: of every op, its operands, types and attributes, and of weights that are in the graph itself.
 #[must_use]
 pub fn digest(graph: &Graph) -> String {
-    let digest = Sha256::digest(graph.to_string().as_bytes());
+    hex(&Sha256::digest(graph.to_string().as_bytes()))
+}
+
+/// Bytes at either end of a weight that its digest is of: enough to tell models apart without reading all of them.
+const ENDS: usize = 4096;
+
+/// A digest of the frozen weights that a graph says, adapters left out: of their names, types, and both ends of their
+/// values.
+///
+/// # Errors
+/// Values that cannot be had.
+pub fn weights_digest(graph: &Graph, store: &ExternalStore) -> Result<String, TrainError> {
+    let mut digest = Sha256::new();
+    let frozen = graph.params().map(|(_, param)| param);
+    for param in
+        frozen.filter(|p| p.role == Role::Frozen && !matches!(p.stored.data, Data::Init(_)))
+    {
+        let bytes = weights::stored(param, store).map_err(SaveError::from)?;
+        digest.update(format!(
+            "{} {} {}\n",
+            param.name,
+            param.stored.dtype,
+            bytes.len()
+        ));
+        digest.update(&bytes[..bytes.len().min(ENDS)]);
+        digest.update(&bytes[bytes.len().saturating_sub(ENDS)..]);
+    }
+    Ok(hex(&digest.finalize()))
+}
+
+fn hex(digest: &[u8]) -> String {
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

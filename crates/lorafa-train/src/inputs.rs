@@ -10,14 +10,14 @@ use crate::error::TrainError;
 /// Inputs that hold token ids.
 const IDS: [&str; 2] = ["input_ids", "decoder_input_ids"];
 
-/// What data a step takes.
+/// What data a step takes, for a task or, if the model came with a loss of its own, what looks like one.
 ///
-/// The task is read off the labels: one a sequence is a classification of sequences; as many classes as tokens is a
-/// language model, with a decoder of its own a sequence-to-sequence model; anything else is a classification of tokens.
+/// That is read off the labels: one a sequence is a classification of sequences; as many classes as tokens is a language
+/// model, with a decoder of its own a sequence-to-sequence model; anything else is a classification of tokens.
 ///
 /// # Errors
 /// A step without labels, or with a dimension that is no number.
-pub fn spec(graph: &Graph) -> Result<Spec, TrainError> {
+pub fn spec(graph: &Graph, task: Option<Task>) -> Result<Spec, TrainError> {
     let mut inputs = Vec::new();
     for (_, param) in graph.params().filter(|(_, p)| p.role == Role::Input) {
         let shape = param.ty.known_shape().ok_or_else(|| TrainError::Step {
@@ -37,15 +37,12 @@ pub fn spec(graph: &Graph) -> Result<Spec, TrainError> {
     })?;
     let batch = labels.shape.first().copied().unwrap_or(1);
     let (vocab, classes) = (vocabulary(graph), classes(graph));
-    let task = if labels.shape.len() < 2 {
-        Task::SeqCls
-    } else if has_decoder(graph) {
-        Task::Seq2Seq
-    } else if classes.is_some() && classes == vocab {
-        Task::CausalLm
-    } else {
-        Task::TokenCls
-    };
+    let task = task.unwrap_or_else(|| match labels.shape.len() {
+        0 | 1 => Task::SeqCls,
+        _ if has_decoder(graph) => Task::Seq2Seq,
+        _ if classes.is_some() && classes == vocab => Task::CausalLm,
+        _ => Task::TokenCls,
+    });
     Ok(Spec {
         task,
         batch,
@@ -127,7 +124,6 @@ pub fn synthetic(spec: &Spec) -> Vec<(String, Vec<i64>)> {
         let count = input.shape.iter().product::<u64>() as usize;
         let width = input.shape.last().copied().unwrap_or(1).max(1) as usize;
         let below = match input.name.as_str() {
-            "labels" if spec.task == Task::CausalLm => spec.vocab,
             "labels" => spec.classes,
             name if IDS.contains(&name) => spec.vocab,
             _ => None,

@@ -12,6 +12,7 @@
 //! | know what data a step takes | [`inputs`] |
 //! | change learning rates | [`schedule`] |
 //! | know what a checkpoint holds, and when one is refused | [`checkpoint`] |
+//! | change what an update does | `update` |
 //! | change the loop | `trainer` |
 //!
 //! The loop needs libtorch and the cargo feature `torch`, see `lorafa_exec`; the rest does not.
@@ -24,11 +25,15 @@ pub mod schedule;
 pub mod store;
 #[cfg(feature = "torch")]
 pub mod trainer;
+#[cfg(feature = "torch")]
+pub mod update;
 
-pub use checkpoint::{Checkpoints, Identity, Progress, digest};
+pub use checkpoint::{Checkpoints, Identity, Progress, digest, weights_digest};
 pub use error::TrainError;
 pub use schedule::{Decay, Schedule};
 #[cfg(feature = "torch")]
 pub use store::trained_values;
 #[cfg(feature = "torch")]
 pub use trainer::{Observer, Outcome, Settings, Trainer, Update};
+#[cfg(feature = "torch")]
+pub use update::Check;

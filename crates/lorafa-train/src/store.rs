@@ -4,7 +4,8 @@ use crate::checkpoint::{Checkpoints, FORMAT, Identity, PREFIX, Progress, STATE, 
 use crate::error::TrainError;
 use lorafa_exec::Program;
 use lorafa_ir::ops::Role;
-use lorafa_ir::{DType, Graph, TensorType};
+use lorafa_ir::optimizer::{KEEP, LR, STEP, WEIGHT};
+use lorafa_ir::{DType, Graph, Op, TensorType};
 use lorafa_onnx::external::ExternalStore;
 use lorafa_weights::atomic_dir::StagedDir;
 use lorafa_weights::safetensors_file::{self, Entry};
@@ -18,12 +19,15 @@ use std::sync::Arc;
 const TRAINED: &str = "trained.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 
+/// State that every update is given.
+const NUMBERS: [&str; 4] = [STEP, LR, KEEP, WEIGHT];
+
 /// What a file of a checkpoint holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Part {
     /// Adapters, a frozen A as much as B, and every other trained parameter.
     Trained,
-    /// The optimizer's state.
+    /// The optimizer's state, but for what every update writes anew: numbers, and sums of gradients.
     Optimizer,
 }
 
@@ -40,8 +44,15 @@ impl Part {
     fn params(self, graph: &Graph) -> Vec<(Arc<str>, TensorType)> {
         let adapters = graph.adapters().iter().flat_map(|a| [a.a, a.b]);
         let adapters: BTreeSet<_> = adapters.collect();
+        let sums = graph
+            .ops()
+            .filter(|op| matches!(op.kind, Op::Accumulate(_)));
+        let sums: BTreeSet<_> = sums.filter_map(|op| op.operands.first()).collect();
         let params = graph.params().filter(|(value, param)| match self {
-            Part::Optimizer => param.role == Role::OptState,
+            Part::Optimizer => {
+                let number = NUMBERS.contains(&&*param.name);
+                param.role == Role::OptState && !number && !sums.contains(value)
+            }
             Part::Trained => param.role == Role::Trained || adapters.contains(value),
         });
         params
@@ -123,18 +134,17 @@ impl Checkpoints {
         Ok(path)
     }
 
-    /// Brings a step's memory to where a checkpoint was taken.
+    /// Brings a step's memory to where a checkpoint was taken, which [`progress`](Self::progress) has found to be of this
+    /// run.
     ///
     /// # Errors
-    /// As [`progress`](Self::progress), and files that do not fit the step.
+    /// Files that do not fit the step.
     pub fn restore(
         &self,
         path: &Path,
-        identity: &Identity,
         graph: &Graph,
         program: &mut Program,
-    ) -> Result<Progress, TrainError> {
-        let progress = self.progress(path, identity)?;
+    ) -> Result<(), TrainError> {
         for part in Part::ALL {
             let file = path.join(part.file());
             let tensors = Shards::open(&file)?;
@@ -152,7 +162,7 @@ impl Checkpoints {
                 program.write(&name, &tensor.bytes)?;
             }
         }
-        Ok(progress)
+        Ok(())
     }
 }
 

@@ -1,15 +1,15 @@
 //! The loop.
 //!
 //! ```text
-//! update:  batches of one update ─▶ inputs ─▶ micro_step … micro_step, step ─▶ loss, norm of the gradients
-//!          every so often: evaluate, save a checkpoint
+//! batches of one update ─▶ update ─▶ loss, norm of the gradients ─▶ observer
+//!                                    every so often: save a checkpoint, evaluate
 //! ```
 
 use lorafa_data::{Batch, Dataset, Sampler};
 use lorafa_exec::Program;
 use lorafa_ir::ops::Role;
+use lorafa_ir::optimizer::GRADIENT_NORM;
 use lorafa_ir::{Graph, TensorType};
-use lorafa_onnx::dtype;
 use lorafa_onnx::external::ExternalStore;
 use lorafa_weights::peft;
 use std::collections::BTreeMap;
@@ -20,6 +20,7 @@ use crate::checkpoint::{Checkpoints, Identity, Progress};
 use crate::error::TrainError;
 use crate::inputs;
 use crate::schedule::Schedule;
+use crate::update::{self, Check};
 
 /// How a run goes.
 #[derive(Debug, Clone)]
@@ -32,10 +33,8 @@ pub struct Settings {
     pub eval_every: Option<u64>,
     /// Updates between checkpoints, beside the one at the end.
     pub save_every: Option<u64>,
-    /// Look for the first op that makes a NaN or an infinity.
-    pub check_finite: bool,
-    /// Look for allocations beside the arena.
-    pub check_memory: bool,
+    /// What to look for in every step.
+    pub check: Check,
 }
 
 /// One update.
@@ -130,34 +129,38 @@ impl Trainer<'_> {
         let inputs = self.inputs();
         self.program.set_steps(progress.steps);
         self.sampler.seek(progress.position)?;
-        let mut saved: Option<u64> = None;
-        let mut last: Option<PathBuf> = self.checkpoints.latest()?;
+        let total = self.settings.schedule.total;
+        let mut last_good: Option<PathBuf> = self.checkpoints.latest()?;
         let due = |every: Option<u64>, n: u64| every.is_some_and(|every| n.is_multiple_of(every));
-        while progress.updates < self.settings.schedule.total {
+        while progress.updates < total {
             let update = self.update(&inputs, progress.updates)?;
-            self.check(&update, last.as_ref())?;
+            self.check(&update, last_good.as_ref())?;
             progress.updates = update.number;
             progress.steps = self.program.steps();
             progress.position = self.sampler.position();
             progress.tokens += update.tokens;
-            observer.updated(&update)?;
-            if due(self.settings.eval_every, progress.updates)
-                && progress.updates < self.settings.schedule.total
+            let is_last = update.number == total;
+            // Whatever ends the run, what was done is saved first.
+            let heard = observer.updated(&update);
+            let mut saved = false;
+            if heard.is_err()
+                || observer.wants_to_stop()
+                || is_last
+                || due(self.settings.save_every, update.number)
             {
-                self.evaluate(&inputs, progress.updates, observer)?;
+                last_good = Some(self.save(&progress, observer)?);
+                saved = true;
             }
-            let stop = observer.wants_to_stop();
-            if stop || due(self.settings.save_every, progress.updates) {
-                last = Some(self.save(&progress, observer)?);
-                saved = Some(progress.updates);
+            heard?;
+            if is_last || due(self.settings.eval_every, update.number) {
+                self.evaluate(&inputs, update.number, observer)?;
             }
-            if stop && progress.updates < self.settings.schedule.total {
+            if observer.wants_to_stop() && !is_last {
+                if !saved {
+                    self.save(&progress, observer)?;
+                }
                 return Ok(Outcome::Stopped);
             }
-        }
-        self.evaluate(&inputs, progress.updates, observer)?;
-        if saved != Some(progress.updates) {
-            self.save(&progress, observer)?;
         }
         Ok(Outcome::Finished)
     }
@@ -178,28 +181,25 @@ impl Trainer<'_> {
         let start = Instant::now();
         let batches = self.batches()?;
         let trained: u64 = batches.iter().map(|batch| batch.trained_tokens).sum();
-        let lr = self.settings.schedule.at(done);
-        self.program
-            .write("optim::lr", &(lr as f32).to_le_bytes())?;
-        self.program
-            .write("optim::step", &(done as i64 + 1).to_le_bytes())?;
-        let mut loss = 0.0;
-        for (i, batch) in batches.iter().enumerate() {
-            let share = batch.trained_tokens as f64 / trained.max(1) as f64;
-            if self.settings.accumulate > 1 {
-                let keep = if i == 0 { 0.0f32 } else { 1.0 };
-                self.program.write("optim::keep", &keep.to_le_bytes())?;
-                self.program
-                    .write("optim::weight", &(share as f32).to_le_bytes())?;
-            }
-            self.fill(inputs, batch)?;
-            self.step(i + 1 == batches.len())?;
-            loss += share * self.scalar(&self.loss()?)?;
-        }
-        let norm = self.program.outputs().any(|name| name == "grad_norm");
-        let gradient_norm = norm.then(|| self.scalar("grad_norm")).transpose()?;
+        let share = |batch: &Batch| batch.trained_tokens as f64 / trained.max(1) as f64;
+        let shares: Vec<f64> = batches.iter().map(share).collect();
+        let (number, lr) = (done + 1, self.settings.schedule.at(done));
+        let check = self.settings.check;
+        let program = &mut *self.program;
+        let loss = update::update(
+            program,
+            self.graph,
+            (number, lr),
+            &shares,
+            check,
+            |program, i| fill(program, inputs, &batches[i]),
+        )?;
+        let clips = program.outputs().any(|name| name == GRADIENT_NORM);
+        let gradient_norm = clips
+            .then(|| update::scalar(program, GRADIENT_NORM))
+            .transpose()?;
         Ok(Update {
-            number: done + 1,
+            number,
             epoch: self.epochs(),
             loss,
             gradient_norm,
@@ -228,45 +228,6 @@ impl Trainer<'_> {
         position.epoch as f64 + position.batch as f64 / self.sampler.batches_per_epoch() as f64
     }
 
-    fn fill(
-        &mut self,
-        inputs: &BTreeMap<String, TensorType>,
-        batch: &Batch,
-    ) -> Result<(), TrainError> {
-        for (name, column) in &batch.inputs {
-            if let Some(ty) = inputs.get(name) {
-                self.program.write(name, &inputs::encode(ty, column))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Runs the step; the last of an update changes the parameters.
-    fn step(&mut self, last: bool) -> Result<(), TrainError> {
-        let (finite, memory) = (self.settings.check_finite, self.settings.check_memory);
-        match last {
-            true if finite => self.program.step_checked()?,
-            true if memory => self.program.step_traced()?.check()?,
-            true => self.program.step()?,
-            false if finite => self.program.micro_step_checked()?,
-            false => self.program.micro_step()?,
-        }
-        Ok(())
-    }
-
-    fn loss(&self) -> Result<String, TrainError> {
-        let loss = self.graph.loss().ok_or_else(|| TrainError::Step {
-            why: "it has no loss".into(),
-        })?;
-        Ok(loss.name.to_string())
-    }
-
-    fn scalar(&self, output: &str) -> Result<f64, TrainError> {
-        let (ty, bytes) = self.program.output(output)?;
-        let numbers = dtype::decode(ty.dtype, &bytes);
-        Ok(numbers.first().copied().unwrap_or(f64::NAN))
-    }
-
     /// Refuses an update whose numbers are none: nothing of it must reach a checkpoint.
     fn check(&self, update: &Update, last: Option<&PathBuf>) -> Result<(), TrainError> {
         let numbers = [
@@ -286,7 +247,7 @@ impl Trainer<'_> {
         Ok(())
     }
 
-    /// The mean loss over the data for evaluation.
+    /// The mean loss over the data for evaluation. Nothing is reported if the observer does not want to wait for it.
     fn evaluate(
         &mut self,
         inputs: &BTreeMap<String, TensorType>,
@@ -296,14 +257,16 @@ impl Trainer<'_> {
         let Some(data) = self.eval else {
             return Ok(());
         };
-        let name = self.loss()?;
         let (mut sum, mut trained) = (0.0, 0u64);
         let rows: Vec<usize> = (0..data.len()).collect();
         for rows in rows.chunks(self.batch.max(1)) {
+            if observer.wants_to_stop() {
+                return Ok(());
+            }
             let batch = data.batch(rows)?;
-            self.fill(inputs, &batch)?;
+            fill(self.program, inputs, &batch)?;
             self.program.evaluate()?;
-            sum += batch.trained_tokens as f64 * self.scalar(&name)?;
+            sum += batch.trained_tokens as f64 * update::loss(self.program, self.graph)?;
             trained += batch.trained_tokens;
         }
         observer.evaluated(updates, sum / trained.max(1) as f64)
@@ -325,4 +288,17 @@ impl Trainer<'_> {
         observer.saved(progress.updates, &path)?;
         Ok(path)
     }
+}
+
+fn fill(
+    program: &mut Program,
+    inputs: &BTreeMap<String, TensorType>,
+    batch: &Batch,
+) -> Result<(), TrainError> {
+    for (name, column) in &batch.inputs {
+        if let Some(ty) = inputs.get(name) {
+            program.write(name, &inputs::encode(ty, column))?;
+        }
+    }
+    Ok(())
 }

@@ -3,10 +3,8 @@
 use super::{Trained, update_site};
 use crate::pass::PassError;
 use lorafa_ir::ops::{BinaryKind, ReduceKind, UnaryKind};
+use lorafa_ir::optimizer::GRADIENT_NORM;
 use lorafa_ir::{DType, OutputKind, Patch, ValueId};
-
-/// The output that holds the norm before clipping.
-pub(super) const NORM: &str = "grad_norm";
 
 /// Added to the norm that divides, as in PyTorch.
 const EPS: f64 = 1e-6;
@@ -36,7 +34,7 @@ pub(super) fn coefficient(
         return Ok(None);
     };
     let norm = patch.unary(UnaryKind::Sqrt, sum)?;
-    patch.output(NORM, norm, OutputKind::Value);
+    patch.output(GRADIENT_NORM, norm, OutputKind::Value);
     let eps = patch.scalar(DType::F32, EPS)?;
     let divisor = patch.plus(norm, eps)?;
     let most = patch.scalar(DType::F32, most)?;

@@ -1,5 +1,6 @@
 //! What the user may ask of the optimizer.
 
+use lorafa_ir::DType;
 use lorafa_ir::ops::{AdamW, AdamWForm, Scalar};
 
 /// Which optimizer.
@@ -13,11 +14,16 @@ pub enum OptimizerKind {
 }
 
 impl OptimizerKind {
-    /// Every optimizer with its spelling.
-    pub const ALL: [(OptimizerKind, &'static str); 2] = [
-        (OptimizerKind::AdamW, "adamw"),
-        (OptimizerKind::LoraFa, "lorafa"),
-    ];
+    /// Every optimizer.
+    pub const ALL: [OptimizerKind; 2] = [OptimizerKind::AdamW, OptimizerKind::LoraFa];
+
+    /// The spelling.
+    pub fn name(self) -> &'static str {
+        match self {
+            OptimizerKind::AdamW => "adamw",
+            OptimizerKind::LoraFa => "lorafa",
+        }
+    }
 }
 
 /// The optimizer, and what happens to gradients before it.
@@ -35,6 +41,9 @@ pub struct OptimizerOptions {
     pub weight_decay: f64,
     /// The norm of all gradients together beyond which they are scaled down to it.
     pub max_grad_norm: Option<f64>,
+    /// The type of the product by which [`OptimizerKind::LoraFa`] projects. PEFT takes bf16 wherever
+    /// there is bf16, by autocast.
+    pub projection: DType,
     /// Gradients of several micro-batches are summed in f32 before an update.
     pub accumulate: bool,
 }
@@ -52,6 +61,7 @@ impl OptimizerOptions {
             },
             weight_decay: 0.0,
             max_grad_norm: None,
+            projection: DType::F32,
             accumulate: false,
         }
     }

@@ -2,13 +2,16 @@
 
 use super::{Trained, state};
 use crate::pass::PassError;
-use lorafa_ir::adapter::INVERSE;
+use lorafa_ir::optimizer::INVERSE;
 use lorafa_ir::{Adapter, DType, Patch, TensorType, ValueId};
 use std::collections::BTreeMap;
 
-/// What the gradients of adapters' B are multiplied by, by B.
-#[derive(Default)]
-pub(super) struct Projections(BTreeMap<ValueId, Projection>);
+/// What the gradients of adapters' B are multiplied by.
+pub(super) struct Projections {
+    of_b: BTreeMap<ValueId, Projection>,
+    /// The type of the product.
+    dtype: DType,
+}
 
 struct Projection {
     /// The parameter `pinv(A·Aᵀ + 1e-8·I)`.
@@ -19,8 +22,15 @@ struct Projection {
 
 impl Projections {
     /// Adds a parameter for each A whose B is trained; adapters that share A share it.
-    pub(super) fn new(patch: &mut Patch<'_>, trained: &[Trained]) -> Result<Self, PassError> {
-        let mut found = Projections::default();
+    pub(super) fn new(
+        patch: &mut Patch<'_>,
+        trained: &[Trained],
+        dtype: DType,
+    ) -> Result<Self, PassError> {
+        let mut found = Projections {
+            of_b: BTreeMap::new(),
+            dtype,
+        };
         let mut inverses: BTreeMap<ValueId, ValueId> = BTreeMap::new();
         let mut factors: BTreeMap<u64, ValueId> = BTreeMap::new();
         let adapters = patch.graph().adapters().to_vec();
@@ -56,14 +66,14 @@ impl Projections {
                 None => Some(patch.scalar(DType::F32, number)?),
             };
             factors.extend(factor.map(|factor| (number.to_bits(), factor)));
-            found.0.insert(adapter.b, Projection { inverse, factor });
+            found.of_b.insert(adapter.b, Projection { inverse, factor });
         }
         Ok(found)
     }
 
     /// How many parameters are projected.
     pub(super) fn len(&self) -> usize {
-        self.0.len()
+        self.of_b.len()
     }
 
     /// `1/scale² · gradient · inverse` in f32 for an adapter's B; other gradients as they are.
@@ -73,15 +83,20 @@ impl Projections {
         param: ValueId,
         gradient: ValueId,
     ) -> Result<ValueId, PassError> {
-        let Some(Projection { inverse, factor }) = self.0.get(&param) else {
+        let Some(Projection { inverse, factor }) = self.of_b.get(&param) else {
             return Ok(gradient);
         };
-        let gradient = patch.cast(gradient, DType::F32)?;
-        let projected = patch.matmul(gradient, *inverse, false, false)?;
-        match factor {
-            Some(factor) => Ok(patch.times(projected, *factor)?),
-            None => Ok(projected),
-        }
+        let gradient = patch.cast(gradient, self.dtype)?;
+        let inverse = patch.cast(*inverse, self.dtype)?;
+        let product = patch.matmul(gradient, inverse, false, false)?;
+        let product = patch.cast(product, DType::F32)?;
+        let Some(factor) = factor else {
+            return Ok(product);
+        };
+        // As PyTorch multiplies by a number: in f32, rounded to the product's type.
+        let scaled = patch.times(product, *factor)?;
+        let scaled = patch.cast(scaled, self.dtype)?;
+        Ok(patch.cast(scaled, DType::F32)?)
     }
 }
 

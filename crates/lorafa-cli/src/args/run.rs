@@ -65,6 +65,10 @@ pub struct DataArgs {
     #[arg(long, value_name = "FILE")]
     pub tokenizer: Option<PathBuf>,
 
+    /// Today, for chat templates that ask: YYYY-MM-DD.
+    #[arg(long, value_name = "DATE", requires = "tokenizer")]
+    pub date: Option<String>,
+
     /// What the lines of JSONL files are, where their keys leave a choice: text, prompt-completion,
     /// messages, conversations, instruction, text-label, source-target or input-ids.
     #[arg(long, value_name = "FORM")]
@@ -176,8 +180,20 @@ pub struct MachineArgs {
     pub check_memory: bool,
 
     /// Stop at the first op that makes a NaN or an infinity, and name it. Slow.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "check_memory")]
     pub check_finite: bool,
+}
+
+#[cfg(feature = "torch")]
+impl MachineArgs {
+    /// What to look for in every step.
+    pub fn check(&self) -> lorafa_train::Check {
+        match (self.check_finite, self.check_memory) {
+            (true, _) => lorafa_train::Check::Finite,
+            (false, true) => lorafa_train::Check::Memory,
+            (false, false) => lorafa_train::Check::Nothing,
+        }
+    }
 }
 
 /// `lorafa-opt bench MODEL`.

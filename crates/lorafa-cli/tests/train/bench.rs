@@ -125,3 +125,24 @@ fn random_weights_take_no_file() {
     assert!(a["loss"]["first"].as_f64().unwrap().is_finite());
     assert_eq!(a["loss"], b["loss"]);
 }
+
+/// For programs, a step that does not fit is a result; for people, an error with what would fit.
+#[test]
+fn a_step_that_does_not_fit_is_a_result() {
+    let job = Job::new();
+    let line = format!("bench {} --batch 2000000000 --seq 16", example(LLAMA));
+    let figures = done(&job, &words(&format!("{line} --json -")));
+    let figures: Value = serde_json::from_slice(&figures.stdout).unwrap();
+    assert_eq!(figures["error"], "out of memory");
+    assert!(figures["memory"]["planned_peak"].as_u64().unwrap() > 1 << 40);
+    for measured in [
+        "step_seconds",
+        "tokens_per_second",
+        "flops_per_second",
+        "loss",
+        "trained_parameters",
+    ] {
+        assert!(figures[measured].is_null(), "{measured}");
+    }
+    fails(&job, &words(&line), 3, &["needs", "--batch ", " fits"]);
+}

@@ -56,6 +56,37 @@ fn llama_from_text() {
     }
 }
 
+/// Every so often and at the end, of a part that is not trained on; nothing is trained by that.
+#[test]
+fn evaluation_is_of_what_is_held_out() {
+    let job = Job::new();
+    let run = |flags: &str| {
+        train(
+            DROPOUT,
+            "text.jsonl",
+            &format!("--lr 1e-2 --max-steps 8 {flags}"),
+        )
+    };
+    let held_out = done(&job, &run("--eval-split 4 --eval-every 3"));
+    let said = String::from_utf8(held_out.stdout).unwrap();
+    assert!(
+        said.contains("data: 20 examples") && said.contains("evaluation: 4 examples"),
+        "{said}"
+    );
+    let lines = metrics(&job, "save");
+    let at = |line: &Value| {
+        line.get("eval_loss")
+            .map(|_| line["update"].as_u64().unwrap())
+    };
+    assert_eq!(lines.iter().filter_map(at).collect::<Vec<_>>(), [3, 6, 8]);
+    done(&job, &run("--eval-split 4 --save plain"));
+    assert_eq!(losses(&job, "save"), losses(&job, "plain"));
+    close(evaluated(&job, "save"), evaluated(&job, "plain"), 0.0);
+    let share =
+        String::from_utf8(done(&job, &run("--eval-split 0.25 --save share")).stdout).unwrap();
+    assert!(share.contains("evaluation: 6 examples"), "{share}");
+}
+
 #[test]
 fn llama_from_chats() {
     adapted(

@@ -134,6 +134,13 @@ fn a_step_that_does_not_fit_is_refused_with_what_does() {
 }
 
 #[test]
+fn a_rank_where_no_adapter_is_trained() {
+    let job = Job::new();
+    let args = train(PLAIN, "text.jsonl", "--method full --rank 4");
+    refused(&job, &args, &["--rank", "--method full"]);
+}
+
+#[test]
 fn results_that_have_no_place() {
     let job = Job::new();
     fs::write(job.path("file"), "").unwrap();
@@ -171,6 +178,14 @@ fn a_run_does_not_begin_over_another_nor_go_on_with_nothing() {
 #[test]
 fn a_checkpoint_of_another_run_is_refused_with_what_differs() {
     let job = a_run();
+    // A model of the same form: what full fine-tuning makes of the plain one.
+    let full = train(
+        PLAIN,
+        "text.jsonl",
+        "--method full --max-steps 1 --save full",
+    );
+    done(&job, &full);
+    fs::rename(job.path("full/model"), job.path("other")).unwrap();
     for (model, on, flags, parts) in [
         (LLAMA, "text.jsonl", "--seq 8", &["seq 16", "seq 8"][..]),
         (LLAMA, "text.jsonl", "--batch 4", &["batch 2", "batch 4"]),
@@ -200,6 +215,12 @@ fn a_checkpoint_of_another_run_is_refused_with_what_differs() {
             "text.jsonl",
             "--accumulate 2",
             &["--accumulate 1", "2"],
+        ),
+        (
+            LLAMA,
+            "text.jsonl",
+            "--weights other",
+            &["weights", "others"],
         ),
     ] {
         let args = train(model, on, &format!("--resume {flags}"));

@@ -137,6 +137,22 @@ fn an_interrupted_run_with_pefts_optimizer_in_bf16_goes_on_bit_for_bit() {
     goes_on_after_an_interrupt(PLAIN, "text.jsonl", flags);
 }
 
+/// `train … 2>&1 | tee log` and Ctrl-C, which ends `tee`, too.
+#[test]
+fn a_run_that_nobody_listens_to_any_more_saves_all_the_same() {
+    let job = Job::new();
+    let args = train(LLAMA, "text.jsonl", LONG);
+    let mut running = Running::start(&job, &args);
+    assert!(running.read_to("update 8/"));
+    running.send(Signal::INT);
+    let Running { mut child, said } = running;
+    drop(said);
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert_eq!(checkpoints(&job, "save").len(), 1);
+    done(&job, &[&args[..], &["--resume".to_owned()]].concat());
+    assert_eq!(losses(&job, "save").len(), 300);
+}
+
 #[test]
 fn a_run_killed_again_and_again_goes_on_bit_for_bit() {
     let job = Job::new();

@@ -1,8 +1,8 @@
 //! What an op should give.
 
-use lorafa_ir::interp::{self, Array, EvalError};
-use lorafa_ir::ops::{Param, Role};
-use lorafa_ir::{DType, Graph, Op, TensorType};
+use crate::arena::eval::decomposed;
+use lorafa_ir::interp::{Array, EvalError};
+use lorafa_ir::{DType, Op, TensorType};
 
 /// The op's results from its operands, in f64 up to the last rounding. Of a dropout the mask is taken as `found`.
 pub fn eval(
@@ -32,27 +32,6 @@ pub fn eval(
         array.data.iter_mut().for_each(|x| *x = ty.dtype.round(*x));
     }
     Ok(results)
-}
-
-fn decomposed(kind: &Op, operands: &[&Array]) -> Result<Vec<Array>, EvalError> {
-    let mut graph = Graph::new("one");
-    let mut patch = graph.patch("one");
-    let mut values = crate::arena::Values::new();
-    let mut ins = Vec::new();
-    for (slot, array) in operands.iter().enumerate() {
-        let shape = array.shape.iter().map(|d| (*d as i64).into());
-        let ty = TensorType::new(array.dtype, shape);
-        let param = Param::runtime(slot.to_string(), Role::Input, ty);
-        let value = patch.add1(Op::Param(Box::new(param)), &[]).expect("typed");
-        values.insert(value, (*array).clone());
-        ins.push(value);
-    }
-    let results = kind.decompose(&mut patch, &ins);
-    let results =
-        results.ok_or_else(|| EvalError::new(format!("{} has no meaning", kind.name())))?;
-    let results = results.map_err(|error| EvalError::new(error.to_string()))?;
-    let values = interp::run(&graph, &values)?;
-    Ok(results.iter().map(|value| values[value].clone()).collect())
 }
 
 /// Whether the numbers agree as well as their type lets them: relative to the largest of result and operands, as sums

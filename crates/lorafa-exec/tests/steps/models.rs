@@ -7,7 +7,7 @@ use lorafa_onnx::file::ModelFile;
 use lorafa_onnx::import::import;
 use lorafa_passes::inject_lora::InjectOptions;
 use lorafa_passes::pass::{Method, Options};
-use lorafa_passes::{Manager, PassCx, registry};
+use lorafa_passes::{Manager, PassCx};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -197,10 +197,7 @@ pub fn compiled_with(model: &Model, options: Options) -> Graph {
     let method = options.method;
     let mut graph = model.graph.clone();
     let mut cx = PassCx::new(options);
-    let mut manager = Manager::new();
-    for stage in registry::stages(method) {
-        let done = manager.run(stage, &mut graph, &mut cx);
-        done.unwrap_or_else(|e| panic!("{} {}: {e}", model.name, method.name()));
-    }
+    let built = Manager::new().build(&mut graph, &mut cx);
+    built.unwrap_or_else(|e| panic!("{} {}: {e}", model.name, method.name()));
     graph
 }

@@ -56,8 +56,8 @@ fn write(program: &mut Program, name: &str, value: f64) {
     program.write(name, &encode(DType::F32, [value])).unwrap();
 }
 
-/// The worst errors of a run: of losses and norms, and of parameters.
-fn follow(run: &str, method: Method, optimizer: OptimizerOptions) -> (f64, f64) {
+/// Holds our run against theirs, and prints the worst errors: of losses and norms, and of parameters.
+fn follow(run: &str, method: Method, optimizer: OptimizerOptions) {
     let (model, expected) = (model(), expected());
     let first = batch(&expected, 0);
     let options = Options {
@@ -107,6 +107,11 @@ fn follow(run: &str, method: Method, optimizer: OptimizerOptions) -> (f64, f64) 
             worst.0 = worst.0.max(error);
         }
     }
+    // Rounded to bf16, the last bit of another processor's f32 shows.
+    let limit = match optimizer.projection {
+        DType::BF16 => 1e-3,
+        _ => 1e-4,
+    };
     let prefix = format!("{run}::param::");
     let mut trained = 0;
     for (name, tensor) in &expected {
@@ -114,7 +119,7 @@ fn follow(run: &str, method: Method, optimizer: OptimizerOptions) -> (f64, f64) 
             continue;
         };
         let error = relative(&param(&program, name), &tensor.numbers());
-        assert!(error <= 1e-4, "{run}: {name} {error:.1e}");
+        assert!(error <= limit, "{run}: {name} {error:.1e}");
         worst.1 = worst.1.max(error);
         trained += 1;
     }
@@ -123,7 +128,6 @@ fn follow(run: &str, method: Method, optimizer: OptimizerOptions) -> (f64, f64) 
     let trace = program.step_traced().unwrap();
     assert_eq!(trace.allocations, [], "{run}");
     println!("{run}: loss {:.1e}, parameters {:.1e}", worst.0, worst.1);
-    worst
 }
 
 #[test]
@@ -166,6 +170,16 @@ fn the_lora_fa_optimizer_is_pefts() {
         ..lorafa
     };
     follow("lorafa-clip-accumulate", Method::LoraFa, optimizer);
+}
+
+/// As PEFT's users have it: under autocast.
+#[test]
+fn the_lora_fa_optimizer_is_pefts_in_bf16() {
+    let optimizer = OptimizerOptions {
+        projection: DType::BF16,
+        ..OptimizerOptions::new(OptimizerKind::LoraFa)
+    };
+    follow("lorafa-bf16", Method::LoraFa, optimizer);
 }
 
 /// In 16 bits, too: what goes through blocks and copies.

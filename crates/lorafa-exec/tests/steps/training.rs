@@ -5,7 +5,7 @@ use crate::numbers::{Tensors, read, relative};
 use crate::{output, start};
 
 use lorafa_exec::{Mode, Program, write_inverses};
-use lorafa_ir::{OutputKind, ops};
+use lorafa_ir::{DType, OutputKind, ops};
 use lorafa_onnx::dtype::decode;
 use lorafa_passes::attach_optimizer::{OptimizerKind, OptimizerOptions};
 use lorafa_passes::pass::{Method, Options};
@@ -99,12 +99,12 @@ fn twenty_steps_follow_the_formula_of_adamw() {
     println!("change of a parameter over {STEPS} steps: {worst:.1e} at worst");
 }
 
-/// PyTorch's own twenty steps, where `LORAFA_EXTRA_MODELS` has them.
+/// PyTorch's own twenty steps: `LORAFA_EXTRA_MODELS=FOLDER … --include-ignored`, with models and `<model>-train` files
+/// that stand outside of this repository. `optimizer.rs` has such runs of its own.
 #[test]
+#[ignore = "needs LORAFA_EXTRA_MODELS, a folder with PyTorch's own runs"]
 fn twenty_steps_follow_pytorch() {
-    let Some(folder) = std::env::var_os("LORAFA_EXTRA_MODELS") else {
-        return;
-    };
+    let folder = std::env::var_os("LORAFA_EXTRA_MODELS").expect("the folder");
     let models: Vec<Model> = models::all();
     let mut worst = (0.0f64, 0.0f64);
     let mut done = 0;
@@ -123,12 +123,13 @@ fn twenty_steps_follow_pytorch() {
             continue;
         };
         let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
-        // PEFT's optimizer rounds projected gradients to bf16 there.
         let (adamw, lorafa) = (OptimizerKind::AdamW, OptimizerKind::LoraFa);
-        for (method, kind, key, [loss_limit, limit]) in [
-            (Method::Lora, adamw, "lora-adamw", [1e-5, 1e-4]),
-            (Method::LoraFa, adamw, "lorafa-adamw", [1e-5, 1e-4]),
-            (Method::LoraFa, lorafa, "lorafa-peft", [5e-5, 5e-3]),
+        // Rounded to bf16, the last bit of another processor's f32 shows: peft run anew is as far from the shared file
+        // (5.5e-4, T5). A file made on the machine of the test is followed to 1e-4, too.
+        for (method, kind, key, limit) in [
+            (Method::Lora, adamw, "lora-adamw", 1e-4),
+            (Method::LoraFa, adamw, "lorafa-adamw", 1e-4),
+            (Method::LoraFa, lorafa, "lorafa-peft", 1e-3),
         ] {
             let losses = json["methods"][key].as_array().unwrap();
             let batch = |i: usize| -> Tensors {
@@ -150,6 +151,8 @@ fn twenty_steps_follow_pytorch() {
             // As `tools/expected.py` has it.
             let optimizer = OptimizerOptions {
                 eps: 1e-6,
+                // PEFT multiplied under autocast there.
+                projection: DType::BF16,
                 ..OptimizerOptions::new(kind)
             };
             let options = Options {
@@ -186,8 +189,8 @@ fn twenty_steps_follow_pytorch() {
                 }
                 let expected = expected.as_f64().unwrap();
                 let error = (output(&program, &loss)[0] - expected).abs() / expected;
-                assert!(error <= loss_limit, "{label}: step {i}: {error:.1e}");
-                worst.0 = worst.0.max(error / loss_limit);
+                assert!(error <= 1e-5, "{label}: step {i}: {error:.1e}");
+                worst.0 = worst.0.max(error);
             }
             for (name, tensor) in tensors
                 .iter()
@@ -203,13 +206,13 @@ fn twenty_steps_follow_pytorch() {
                 };
                 let error = relative(&param(&program, &found), &tensor.numbers());
                 assert!(error <= limit, "{label}: {name} {error:.1e}");
-                worst.1 = worst.1.max(error / limit);
+                worst.1 = worst.1.max(error);
             }
             done += 1;
         }
     }
     println!(
-        "{done} runs: loss {:.1e}, adapters {:.1e} of their tolerance at worst",
+        "{done} runs: loss {:.1e}, adapters {:.1e} at worst",
         worst.0, worst.1
     );
     assert!(done > 0);

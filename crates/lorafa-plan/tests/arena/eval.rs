@@ -38,7 +38,8 @@ fn dropout(x: &Array, types: &[&TensorType]) -> Result<Vec<Array>, EvalError> {
     ])
 }
 
-fn decomposed(kind: &Op, operands: &[&Array]) -> Result<Vec<Array>, EvalError> {
+/// What an op's decomposition makes of its operands.
+pub fn decomposed(kind: &Op, operands: &[&Array]) -> Result<Vec<Array>, EvalError> {
     let mut graph = Graph::new("one");
     let mut patch = graph.patch("one");
     let mut values = super::Values::new();

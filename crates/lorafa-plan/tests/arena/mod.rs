@@ -6,7 +6,7 @@
 //! and writes one element after the other, so an operand that lies askew in the same bytes is seen too.
 
 mod bytes;
-mod eval;
+pub mod eval;
 
 use std::collections::BTreeMap;
 
