@@ -4,7 +4,7 @@ use crate::pass::{Method, Pass};
 use crate::{
     attach_loss, attach_optimizer, bind_dims, canonicalize, convert_precision, differentiate,
     eliminate_common_subexpressions, eliminate_dead_code, find_lora, fold_constants, freeze_lora_a,
-    fuse_activations, fuse_attention, fuse_norms, fuse_rotary, inject_lora, mask_relu,
+    fuse_activations, fuse_attention, fuse_loss, fuse_norms, fuse_rotary, inject_lora, mask_relu,
 };
 
 /// Passes that run one after the other.
@@ -37,6 +37,7 @@ pub const TRAIN: Stage = &[
     &attach_loss::AttachLoss,
     &convert_precision::ConvertPrecision,
     &eliminate_dead_code::EliminateDeadCode,
+    &fuse_loss::FuseLoss,
     &differentiate::Differentiate,
     &eliminate_common_subexpressions::EliminateCommonSubexpressions,
     &eliminate_dead_code::EliminateDeadCode,

@@ -85,6 +85,14 @@ impl<'p, 'g> Gradient<'p, 'g> {
         self.wants[slot]
     }
 
+    /// Adds to the forward pass, where the op stands: what is cheapest to compute with it.
+    pub fn in_forward<T>(&mut self, build: impl FnOnce(&mut Patch<'g>) -> T) -> T {
+        let site = self.patch.site().clone();
+        let made = build(self.patch.at(self.op));
+        self.patch.at_site(site);
+        made
+    }
+
     /// Gives the gradient of an operand, in the shape of the result it comes from: it is summed
     /// over the axes that were broadcast.
     pub fn give(&mut self, slot: usize, grad: ValueId) -> Result<(), PatchError> {

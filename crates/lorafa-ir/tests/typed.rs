@@ -50,6 +50,8 @@ const OPS: &str = "
     attention_grad scale=0.5, causal : f64[a,c,b,d], f64[a,b,c,d], f64[a,b,c,d], f64[a,b,c,d], f64[a,c,b,d], f64[a,b,c]
     cross_entropy : f32[a,b], i64[a]; cross_entropy ignore_index=0 : bf16[a,b], i32[a]
     cross_entropy_grad : f64[], f64[a,b], i64[a]
+    linear_cross_entropy : f32[a,b], f32[b,c], i64[a]; linear_cross_entropy trans_b, ignore_index=0 : bf16[a,b], bf16[c,b], i32[a]
+    linear_cross_entropy_grad weight : bf16[a,b], bf16[b,c], i64[a]; linear_cross_entropy_grad trans_b : f64[a,b], f64[c,b], i64[a]
     dropout ratio=0.5, seed=1; dropout_grad ratio=0.5 : f32[a,b], bool[a,b]
     adamw : f32[a,b], f32[a,b], f32[a,b], f32[a,b], i64[], f32[]
     accumulate : f32[a,b], bf16[a,b], f32[], f32[]; accumulate : f32[], f32[], f32[], f32[]

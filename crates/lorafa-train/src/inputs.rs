@@ -1,7 +1,7 @@
 //! What a step reads of the data: its inputs, and what the numbers in them may be.
 
 use lorafa_data::{InputSpec, Spec, Task};
-use lorafa_ir::ops::Role;
+use lorafa_ir::ops::{LinearCrossEntropy, LinearCrossEntropyGrad, Role};
 use lorafa_ir::{Graph, Op, TensorType, ValueId};
 use std::collections::BTreeSet;
 
@@ -99,6 +99,14 @@ fn vocabulary(graph: &Graph) -> Option<u64> {
 fn classes(graph: &Graph) -> Option<u64> {
     graph.ops().find_map(|op| match op.kind {
         Op::CrossEntropy(_) => graph.ty(op.operands[0]).known_shape()?.get(1).copied(),
+        Op::LinearCrossEntropy(LinearCrossEntropy { trans_b, .. })
+        | Op::LinearCrossEntropyGrad(LinearCrossEntropyGrad {
+            of: LinearCrossEntropy { trans_b, .. },
+            ..
+        }) => {
+            let weight = graph.ty(op.operands[1]).known_shape()?;
+            weight.get(usize::from(!trans_b)).copied()
+        }
         _ => None,
     })
 }

@@ -35,7 +35,7 @@ pub(super) fn matmul(op: MatMul, cx: &mut Cx<'_>) -> Emitted {
 }
 
 /// The operand, copied to scratch if BLAS cannot read its matrices.
-fn matrices(x: &View, cx: &mut Cx<'_>) -> Result<View, KernelError> {
+pub(super) fn matrices(x: &View, cx: &mut Cx<'_>) -> Result<View, KernelError> {
     if x.layout.matrix_fits() {
         Ok(x.clone())
     } else {
@@ -98,7 +98,8 @@ fn batched(a: &View, b: &View, out: &View, cx: &mut Cx<'_>) -> Emitted {
     done
 }
 
-fn product(name: &str, a: &View, b: &View, out: &View, cx: &mut Cx<'_>) -> Emitted {
+/// `mm` or `bmm`.
+pub(super) fn product(name: &str, a: &View, b: &View, out: &View, cx: &mut Cx<'_>) -> Emitted {
     let (a, b) = (tidy(a), tidy(b));
     cx.call(name, "out", &[(&a).into(), (&b).into(), out.into()])
 }

@@ -33,6 +33,7 @@ mod gated;
 mod gather;
 mod indices;
 mod layer_norm;
+mod linear_cross_entropy;
 mod matmul;
 mod reduce;
 mod rms_norm;
@@ -375,6 +376,8 @@ pub(crate) fn emit(op: &Op, cx: &mut Cx<'_>) -> Emitted {
         Op::Rotary(op) => rotary::rotary(*op, cx),
         Op::CrossEntropy(op) => cross_entropy::forward(op.ignore_index, cx),
         Op::CrossEntropyGrad(op) => cross_entropy::backward(op.ignore_index, cx),
+        Op::LinearCrossEntropy(op) => linear_cross_entropy::forward(*op, cx),
+        Op::LinearCrossEntropyGrad(op) => linear_cross_entropy::backward(*op, cx),
         Op::Dropout(op) => dropout::forward(*op, cx),
         Op::DropoutGrad(op) => dropout::backward(*op, cx),
         Op::Accumulate(_) => accumulate::accumulate(cx),

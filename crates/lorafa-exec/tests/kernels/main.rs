@@ -11,6 +11,7 @@ mod arena;
 mod case;
 #[path = "../../../lorafa-onnx/tests/export/cases.rs"]
 mod cases;
+mod chunks;
 #[path = "../../../lorafa-ir/tests/common/decompose.rs"]
 mod decompose;
 mod reference;
@@ -207,6 +208,10 @@ const EMPTY: &[(&str, &str)] = &[
     ("rotary", "f32[0,2,4], f32[2,2], f32[2,2]"),
     ("rotary", "f32[2,0], f32[2,0], f32[0] {interleaved}"),
     ("cross_entropy_grad", "f32[], f32[0,3], i64[0]"),
+    (
+        "linear_cross_entropy_grad",
+        "f32[0,2], f32[2,3], i64[0] {weight}",
+    ),
     ("dropout", "f32[0,3] {ratio=0.25, seed=3}"),
     ("accumulate", "f32[0,2], bf16[0,2], f32[], f32[]"),
     (

@@ -84,15 +84,21 @@ impl Operator for CrossEntropy {
     }
 
     fn decompose(&self, p: &mut Patch<'_>, ins: &[ValueId]) -> Option<Result<Results, PatchError>> {
-        Some((|| {
-            let (hits, share) = targets(p, self.ignore_index, ins[0], ins[1])?;
-            let log = p.add1(Softmax { axis: 1, log: true }.into(), &[ins[0]])?;
-            let picked = p.times(log, hits)?;
-            let rows = p.reduce(ReduceKind::Sum, picked, [1], true)?;
-            let weighted = p.times(rows, share)?;
-            let sum = p.reduce(ReduceKind::Sum, weighted, [0, 1], false)?;
-            Ok([p.unary(UnaryKind::Neg, sum)?].into_iter().collect())
-        })())
+        let loss = self.build(p, ins[0], ins[1]);
+        Some(loss.map(|loss| [loss].into_iter().collect()))
+    }
+}
+
+impl CrossEntropy {
+    /// The loss of these logits and labels, out of simpler ops.
+    pub(super) fn build(&self, p: &mut Patch<'_>, logits: ValueId, labels: ValueId) -> Built {
+        let (hits, share) = targets(p, self.ignore_index, logits, labels)?;
+        let log = p.add1(Softmax { axis: 1, log: true }.into(), &[logits])?;
+        let picked = p.times(log, hits)?;
+        let rows = p.reduce(ReduceKind::Sum, picked, [1], true)?;
+        let weighted = p.times(rows, share)?;
+        let sum = p.reduce(ReduceKind::Sum, weighted, [0, 1], false)?;
+        p.unary(UnaryKind::Neg, sum)
     }
 }
 
@@ -136,19 +142,11 @@ impl Operator for CrossEntropyGrad {
         &[1]
     }
 
-    /// For each row whether it counts, its share, its class and the gradient there; how many count, and the label that does not.
+    /// What the labels say, and the gradient at each row's class.
     fn scratch(&self, operands: &[(&TensorType, &Layout)], _: &[&TensorType]) -> u64 {
         let (dtype, labels) = (operands[1].0.dtype, operands[2].0);
-        let wide = super::bytes_as(DType::I64, labels);
-        pieces([
-            labels.dtype.size(),
-            super::bytes_as(DType::Bool, labels),
-            super::bytes_as(dtype, labels),
-            super::bytes_as(dtype, labels),
-            dtype.size(),
-            wide,
-            if labels.dtype == DType::I64 { 0 } else { wide },
-        ])
+        let picked = super::bytes_as(dtype, labels);
+        pieces(targets_pieces(labels, dtype).into_iter().chain([picked]))
     }
 
     fn flops(&self, operands: &[&TensorType], _: &[&TensorType]) -> u64 {
@@ -156,21 +154,41 @@ impl Operator for CrossEntropyGrad {
     }
 
     fn decompose(&self, p: &mut Patch<'_>, ins: &[ValueId]) -> Option<Result<Results, PatchError>> {
-        Some((|| {
-            let (hits, share) = targets(p, self.ignore_index, ins[1], ins[2])?;
-            let y = p.add1(
-                Softmax {
-                    axis: 1,
-                    log: false,
-                }
-                .into(),
-                &[ins[1]],
-            )?;
-            let off = p.minus(y, hits)?;
-            let share = p.times(share, ins[0])?;
-            Ok([p.times(off, share)?].into_iter().collect())
-        })())
+        let grad = self.build(p, ins[0], ins[1], ins[2]);
+        Some(grad.map(|grad| [grad].into_iter().collect()))
     }
+}
+
+impl CrossEntropyGrad {
+    /// The gradient by the logits, out of simpler ops.
+    pub(super) fn build(
+        &self,
+        p: &mut Patch<'_>,
+        d_loss: ValueId,
+        logits: ValueId,
+        labels: ValueId,
+    ) -> Built {
+        let (hits, share) = targets(p, self.ignore_index, logits, labels)?;
+        let (axis, log) = (1, false);
+        let y = p.add1(Softmax { axis, log }.into(), &[logits])?;
+        let off = p.minus(y, hits)?;
+        let share = p.times(share, d_loss)?;
+        p.times(off, share)
+    }
+}
+
+/// Pieces of scratch for what labels say to a loss of type `dtype`: the label that does not count; for each row whether it
+/// counts, its share and its class; how many count; labels that are not i64 as such.
+pub(super) fn targets_pieces(labels: &TensorType, dtype: DType) -> [u64; 6] {
+    let wide = super::bytes_as(DType::I64, labels);
+    [
+        labels.dtype.size(),
+        super::bytes_as(DType::Bool, labels),
+        super::bytes_as(dtype, labels),
+        dtype.size(),
+        wide,
+        if labels.dtype == DType::I64 { 0 } else { wide },
+    ]
 }
 
 /// One-hot rows of the labels, and each row's weight in the mean: `1/counted` or zero.

@@ -20,6 +20,7 @@ mod gated;
 mod gather;
 mod gather_nd;
 mod layer_norm;
+mod linear_cross_entropy;
 mod matmul;
 mod onnx;
 mod param;
@@ -50,6 +51,9 @@ pub use gated::{Gated, GatedGrad};
 pub use gather::{Gather, GatherElements, GatherGrad};
 pub use gather_nd::GatherNd;
 pub use layer_norm::{LayerNorm, LayerNormGrad};
+pub use linear_cross_entropy::{
+    LinearCrossEntropy, LinearCrossEntropyGrad, LinearCrossEntropySizes,
+};
 pub use matmul::MatMul;
 pub use onnx::OnnxOp;
 pub use param::{Data, External, Init, Param, Role, Stored, is_path};
@@ -290,6 +294,10 @@ ops! {
     CrossEntropy(CrossEntropy),
     /// Its gradient.
     CrossEntropyGrad(CrossEntropyGrad),
+    /// A matrix product and its softmax cross-entropy.
+    LinearCrossEntropy(LinearCrossEntropy),
+    /// Its gradient, and the loss.
+    LinearCrossEntropyGrad(LinearCrossEntropyGrad),
     /// Dropout.
     Dropout(Dropout),
     /// Its gradient.
@@ -329,6 +337,7 @@ const PARSERS: &[Parser] = &[
     gated::parse,
     rotary::parse,
     cross_entropy::parse,
+    linear_cross_entropy::parse,
     dropout::parse,
     accumulate::parse,
     adamw::parse,

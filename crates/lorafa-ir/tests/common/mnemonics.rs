@@ -80,6 +80,8 @@ pub const MNEMONICS: &[&str] = &[
     "rotary",
     "cross_entropy",
     "cross_entropy_grad",
+    "linear_cross_entropy",
+    "linear_cross_entropy_grad",
     "dropout",
     "dropout_grad",
     "accumulate",

@@ -286,6 +286,19 @@ pub const STRUCTURED: &[(&str, Coverage)] = &[
         Refuses(SECOND_ORDER, "f64[], f64[2,3], i64[2]=(0,1)"),
     ),
     (
+        "linear_cross_entropy",
+        Cases(&[
+            "f64[3,2], f64[2,4], i64[3]=(0,3,2)",
+            "f64[4,2], f64[3,2], i64[4]=(1,-100,0,-100) {trans_b}",
+            "f64[4,2], ~f64[2,3], i32[4]=(1,0,2,0) {ignore_index=0}",
+            "~f64[4,2], f64[3,2], i64[4]=(1,0,2,0) {trans_b}",
+        ]),
+    ),
+    (
+        "linear_cross_entropy_grad",
+        Refuses(SECOND_ORDER, "f64[2,3], f64[3,4], i64[2]=(0,1)"),
+    ),
+    (
         "dropout",
         Elsewhere("has no reference semantics: which elements survive is not defined"),
     ),

@@ -4,7 +4,7 @@ use lorafa_ir::Op;
 use lorafa_ir::ops::{ActivationKind, BinaryKind, ReduceKind, UnaryKind};
 
 /// How many numbers [`variant`] gives out.
-pub const VARIANTS: usize = 83;
+pub const VARIANTS: usize = 85;
 
 /// A number for each op that differs in more than attributes. A new op does not compile here
 /// until it has one; then [`VARIANTS`] and the list of mnemonics follow.
@@ -54,6 +54,8 @@ pub fn variant(op: &Op) -> usize {
         Op::Accumulate(_) => 80,
         Op::Attention(_) => 81,
         Op::AttentionGrad(_) => 82,
+        Op::LinearCrossEntropy(_) => 83,
+        Op::LinearCrossEntropyGrad(_) => 84,
     }
 }
 

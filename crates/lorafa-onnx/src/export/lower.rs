@@ -63,6 +63,8 @@ fn rewrite(p: &mut Patch<'_>, op: &OpData) -> Option<Lowered> {
         | Op::AttentionGrad(_)
         | Op::LayerNormGrad(_)
         | Op::CrossEntropyGrad(_)
+        | Op::LinearCrossEntropy(_)
+        | Op::LinearCrossEntropyGrad(_)
         | Op::DropoutGrad(_)
         | Op::GatherGrad(_)
         | Op::Accumulate(_)

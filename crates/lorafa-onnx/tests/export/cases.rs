@@ -322,6 +322,21 @@ pub const CASES: &[(&str, &[&str])] = &[
             "T[], T[4,3], i32[4]=(0,2,1,1) {ignore_index=1}",
         ],
     ),
+    (
+        "linear_cross_entropy",
+        &[
+            "T[4,2], T[2,3], i64[4]=(0,2,-100,1)",
+            "T[4,2], T[3,2], i32[4]=(0,2,1,1) {ignore_index=1, trans_b}",
+        ],
+    ),
+    (
+        "linear_cross_entropy_grad",
+        &[
+            "T[4,2], T[2,3], i64[4]=(0,2,-100,1) {weight}",
+            "T[4,2], T[3,2], i32[4]=(0,2,1,1) {ignore_index=1, trans_b, weight}",
+            "T[4,2], T[2,3], i64[4]=(0,2,-100,1)",
+        ],
+    ),
     ("dropout", &["T[2,3] {ratio=0.25, seed=3}"]),
     ("dropout_grad", &["T[2,3], bool[2,3] {ratio=0.25}"]),
     (

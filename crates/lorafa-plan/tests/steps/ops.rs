@@ -3,8 +3,8 @@
 use lorafa_ir::ops::{
     Activation, ActivationGrad, ActivationKind, Binary, BinaryKind, Cast, Concat, CrossEntropy,
     CrossEntropyGrad, CumSum, Dropout, DropoutGrad, Expand, Fill, Gather, LayerNorm, LayerNormGrad,
-    MatMul, Pad, Reduce, ReduceKind, Reshape, Scalar, ScatterElements, Select, Slice, SliceAxis,
-    Softmax, SoftmaxGrad, Transpose, Unary, UnaryKind,
+    LinearCrossEntropy, LinearCrossEntropyGrad, MatMul, Pad, Reduce, ReduceKind, Reshape, Scalar,
+    ScatterElements, Select, Slice, SliceAxis, Softmax, SoftmaxGrad, Transpose, Unary, UnaryKind,
 };
 use lorafa_ir::{DType, Dim, ValueId};
 
@@ -263,6 +263,18 @@ impl Steps<'_> {
             let loss = self.add(CrossEntropy { ignore_index }, &[x, labels]);
             if let [loss] = loss[..] {
                 self.add(CrossEntropyGrad { ignore_index }, &[loss, x, labels]);
+                break;
+            }
+        }
+        let (trans_b, w) = (self.rng.below(2) == 0, self.rng.pick(&matrices));
+        let of = LinearCrossEntropy {
+            ignore_index,
+            trans_b,
+        };
+        let weight = self.rng.below(2) == 0;
+        for labels in self.indices() {
+            let made = self.add(LinearCrossEntropyGrad { of, weight }, &[x, w, labels]);
+            if !made.is_empty() {
                 return;
             }
         }

@@ -60,6 +60,8 @@ pub(super) fn write(w: &mut Writer<'_>, op: &OpData) -> Result<(), ExportError> 
         | Op::GatedGrad(_)
         | Op::Rotary(_)
         | Op::CrossEntropyGrad(_)
+        | Op::LinearCrossEntropy(_)
+        | Op::LinearCrossEntropyGrad(_)
         | Op::DropoutGrad(_)
         | Op::GatherGrad(_)
         | Op::Accumulate(_)
