@@ -16,7 +16,8 @@ use crate::matching::{MAX_STEPS, each_op};
 use crate::pass::{Changed, Pass, PassCx, PassError, PassKind};
 use lorafa_ir::ops::{CrossEntropy, LinearCrossEntropy, MatMul, Op, Slice};
 use lorafa_ir::types::product;
-use lorafa_ir::{DType, Graph, OpId, PatchError, ValueId};
+use lorafa_ir::{DType, Graph, OpId, PatchError, Site, ValueId};
+use std::sync::Arc;
 
 /// See the module.
 pub struct FuseLoss;
@@ -54,6 +55,7 @@ struct Projection {
     x: ValueId,
     w: ValueId,
     trans_b: bool,
+    module: Arc<str>,
     /// Parts taken of the logits, the last one first.
     slices: Vec<Slice>,
 }
@@ -78,6 +80,7 @@ fn projection(graph: &Graph, loss: OpId) -> Option<Projection> {
             Op::MatMul(MatMul {
                 trans_a: false,
                 trans_b,
+                ..
             }) => {
                 let (x, w) = (op.operands[0], op.operands[1]);
                 let taken = graph.ty(w).rank() == 2 && widens(graph, value, wide);
@@ -85,6 +88,7 @@ fn projection(graph: &Graph, loss: OpId) -> Option<Projection> {
                     x,
                     w,
                     trans_b: *trans_b,
+                    module: op.site.module.clone(),
                     slices,
                 });
             }
@@ -107,8 +111,12 @@ fn fuse(
     found: Projection,
 ) -> Result<(), PatchError> {
     let (old, labels) = (graph.op(id).results[0], graph.op(id).operands[1]);
+    let site = Site {
+        module: found.module,
+        ..graph.op(id).site.clone()
+    };
     let mut patch = graph.patch("fuse-loss");
-    patch.at(id);
+    patch.at_site(site);
     let mut x = found.x;
     for slice in found.slices.into_iter().rev() {
         x = patch.add1(slice.into(), &[x])?;

@@ -19,6 +19,7 @@ pub mod fuse_activations;
 pub mod fuse_attention;
 pub mod fuse_loss;
 pub mod fuse_norms;
+pub mod fuse_products;
 pub mod fuse_rotary;
 pub mod inject_lora;
 pub mod manager;

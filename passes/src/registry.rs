@@ -4,7 +4,8 @@ use crate::pass::{Method, Pass};
 use crate::{
     attach_loss, attach_optimizer, bind_dims, canonicalize, convert_precision, differentiate,
     eliminate_common_subexpressions, eliminate_dead_code, find_lora, fold_constants, freeze_lora_a,
-    fuse_activations, fuse_attention, fuse_loss, fuse_norms, fuse_rotary, inject_lora, mask_relu,
+    fuse_activations, fuse_attention, fuse_loss, fuse_norms, fuse_products, fuse_rotary,
+    inject_lora, mask_relu,
 };
 
 /// Passes that run one after the other.
@@ -51,11 +52,14 @@ pub const FREEZE: Stage = &[
     &mask_relu::MaskRelu,
 ];
 
-/// Passes that turn gradients into a training step.
+/// Passes that turn gradients into a training step, and products into what BLAS computes at once.
 ///
 /// Nothing merges equal expressions afterwards: a gradient's f32 copy is made where it is read, again
 /// and again, so that there is one at a time.
-pub const UPDATE: Stage = &[&attach_optimizer::AttachOptimizer];
+pub const UPDATE: Stage = &[
+    &fuse_products::FuseProducts,
+    &attach_optimizer::AttachOptimizer,
+];
 
 /// The first stages, the same for every method.
 pub const SHARED: &[Stage] = &[PREPARE, FUSE];

@@ -115,7 +115,7 @@ impl Patch<'_> {
 
     /// `a · b`, with the last two axes of either swapped if its flag is set.
     pub fn matmul(&mut self, a: ValueId, b: ValueId, trans_a: bool, trans_b: bool) -> Built {
-        self.add1(MatMul { trans_a, trans_b }.into(), &[a, b])
+        self.add1(MatMul::new(trans_a, trans_b).into(), &[a, b])
     }
 
     /// A reduction over `axes`, which stay as dimensions of one if `keep_dims`.

@@ -370,6 +370,18 @@ impl Graph {
         self.connect(to, op, slot);
     }
 
+    pub(crate) fn set_operands(&mut self, op: OpId, to: &[ValueId]) {
+        let edges = self.dag.edges_directed(self.node(op), Direction::Incoming);
+        let edges: Vec<_> = edges.map(|e| e.id()).collect();
+        for edge in edges {
+            self.dag.remove_edge(edge);
+        }
+        self.op_mut(op).operands = to.into();
+        for (slot, value) in to.iter().enumerate() {
+            self.connect(*value, op, slot);
+        }
+    }
+
     pub(crate) fn remove_op(&mut self, op: OpId) {
         if let Some(node) = self.ops[op.index()].take()
             && let Some(data) = self.dag.remove_node(node)

@@ -43,6 +43,18 @@ pub enum PatchError {
         /// Its type.
         new_type: Box<TensorType>,
     },
+    /// An op has other results than the one whose place it should take.
+    #[error("{rule}: {op} does not give {value} : {ty}")]
+    Rewrite {
+        /// The rule that asked.
+        rule: &'static str,
+        /// The value that should stay.
+        value: ValueId,
+        /// Its type.
+        ty: Box<TensorType>,
+        /// The mnemonic of the op that should give it.
+        op: String,
+    },
     /// An op to be removed is still read.
     #[error("{rule}: cannot remove {op}: its result is still read")]
     StillUsed {
@@ -201,6 +213,29 @@ impl<'g> Patch<'g> {
     pub fn set_operand(&mut self, op: OpId, slot: usize, new: ValueId) {
         self.graph.set_operand(op, slot, new);
         self.changes += 1;
+    }
+
+    /// Makes `op` compute its results, which must keep their types, as another op does, at the place of new ops. Unlike
+    /// [`Patch::replace`] this leaves the values what they are to whoever knows them.
+    pub fn rewrite(&mut self, op: OpId, kind: Op, operands: &[ValueId]) -> Result<(), PatchError> {
+        let types = self.infer(&kind, operands)?;
+        let results = self.graph.op(op).results.clone();
+        for (slot, old) in results.iter().enumerate() {
+            let (old_type, new_type) = (self.ty(*old), types.get(slot));
+            if new_type != Some(old_type) || types.len() != results.len() {
+                return Err(PatchError::Rewrite {
+                    rule: self.rule,
+                    value: *old,
+                    ty: Box::new(old_type.clone()),
+                    op: kind.name().to_string(),
+                });
+            }
+        }
+        self.graph.set_operands(op, operands);
+        let data = self.graph.op_mut(op);
+        (data.kind, data.site, data.rule) = (kind, self.site.clone(), self.rule);
+        self.changes += 1;
+        Ok(())
     }
 
     /// Replaces what `op` computes from the same operands; follow with [`Patch::reinfer`].

@@ -19,7 +19,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 const OPS: &str = "
     neg; abs; sqrt; exp; not; is_nan; relu; silu; gelu; gelu_tanh; sigmoid_grad; gelu_grad
     add; div; pow; max; mod; and; eq; lt; select; cast to=i64; cast to=bool; cast to=bf16
-    matmul; matmul trans_a; matmul trans_b; matmul trans_a, trans_b
+    matmul; matmul trans_a; matmul trans_b; matmul trans_a, trans_b, alpha=0.5
     reshape shape=[?,?]; reshape shape=[?]; reshape shape=[]
     reshape shape=[0,!] : i64[a,0]; expand shape=[?,?]; expand shape=[0,!]
     transpose perm=[?,?]; transpose perm=[?,?,?]

@@ -1,6 +1,6 @@
 //! Names of parameters and modules, and what wrappers make of them.
 
-use lorafa_ir::ops::{MatMul, Op, Role, is_path};
+use lorafa_ir::ops::{Op, Role, is_path};
 use lorafa_ir::{Graph, ValueId};
 use std::collections::BTreeSet;
 use std::fmt;
@@ -107,7 +107,7 @@ pub(crate) fn aliases(graph: &Graph, value: ValueId, name: &str) -> Vec<String> 
         let module = plain(&op.site.module);
         match &op.kind {
             Op::Gather(_) if read.slot == 0 => lookups.insert(module),
-            Op::MatMul(MatMul { .. }) if read.slot == 1 => products.insert(module),
+            kind if read.slot == 1 && kind.product().is_some() => products.insert(module),
             _ => false,
         };
     }
@@ -139,7 +139,7 @@ pub(crate) fn nameless(graph: &Graph) -> Vec<String> {
             && param.ty.rank() == 2
             && param.ty.dtype.is_float()
             && !is_path(&param.name);
-        let reads = |op, slot| slot == 1 && matches!(graph.op(op).kind, Op::MatMul(_));
+        let reads = |op, slot| slot == 1 && graph.op(op).kind.product().is_some();
         if weight && graph.uses(value).iter().any(|u| reads(u.op, u.slot)) {
             names.push(param.name.to_string());
         }

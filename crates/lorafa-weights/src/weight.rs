@@ -26,11 +26,13 @@ pub(crate) fn layout(graph: &Graph, module: &str) -> Option<Layout> {
     let products = graph.uses(value).into_iter().filter(|u| u.slot == 1);
     let forward = products.map(|u| graph.op(u.op));
     let forward = forward.filter(|op| op.site.region == Region::Forward);
-    let mut layouts = forward.filter_map(|op| match &op.kind {
-        Op::MatMul(m) if m.trans_b => Some(Layout::OutIn),
-        Op::MatMul(_) => Some(Layout::InOut),
-        _ => None,
-    });
+    let mut layouts =
+        forward
+            .filter_map(|op| op.kind.product())
+            .map(|product| match product.trans_b {
+                true => Layout::OutIn,
+                false => Layout::InOut,
+            });
     let first = layouts.next()?;
     layouts.all(|other| other == first).then_some(first)
 }

@@ -105,6 +105,7 @@ fn weighted(graph: &Graph, mut weights: ValueId) -> Result<(ValueId, Heads), Why
             Op::MatMul(MatMul {
                 trans_a: false,
                 trans_b,
+                ..
             }) if op.operands[0] == weights => {
                 let values = op.operands[1];
                 let values = if trans_b {
@@ -234,7 +235,10 @@ fn scaled(graph: &Graph, value: ValueId) -> Option<(ValueId, f64)> {
 /// Queries, keys and the scale on any of them or on their product.
 fn product(graph: &Graph, scores: &Logits) -> Result<(ValueId, Heads, f64), Why> {
     let op = graph.op(scores.product);
-    let Op::MatMul(MatMul { trans_a, trans_b }) = op.kind else {
+    let Op::MatMul(MatMul {
+        trans_a, trans_b, ..
+    }) = op.kind
+    else {
         return Err("no product of queries and keys leads to it");
     };
     if trans_a {

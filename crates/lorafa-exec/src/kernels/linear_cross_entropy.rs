@@ -15,8 +15,8 @@ use lorafa_ir::ops::{
 };
 
 use super::cross_entropy::Targets;
-use super::matmul::{matrices, product, tidy};
-use super::{Cx, Emitted, In, When, softmax};
+use super::matmul::{Factors, matrices, product};
+use super::{Cx, Emitted, When, softmax};
 use crate::error::KernelError;
 use crate::view::View;
 
@@ -138,15 +138,11 @@ fn chunks(rooms: &Rooms, loss: &View, gradients: Option<&Gradients>, cx: &mut Cx
         let args = [&targets.counts, &picked, &rooms.zero, &picked].map(Into::into);
         cx.call("where", "self_out", &args)?;
         let share = targets.share.reshaped(&[1, len])?;
-        let args = [
-            (&loss).into(),
-            (&share).into(),
-            (&picked).into(),
-            In::Int(1),
-            In::Int(-1),
-            (&loss).into(),
-        ];
-        cx.call("addmm", "out", &args)?;
+        let minus = Factors {
+            alpha: -1.0,
+            ..Factors::ADDED
+        };
+        product([&share, &picked, &loss], minus, cx)?;
 
         let Some(gradients) = gradients else {
             continue;
@@ -178,17 +174,6 @@ fn multiply([a, b, out]: [&View; 3], add: bool, cx: &mut Cx<'_>) -> Emitted {
     if out.layout.strides[1] != 1 {
         return multiply([&b.swapped(), &a.swapped(), &out.swapped()], add, cx);
     }
-    if !add {
-        return product("mm", a, b, out, cx);
-    }
-    let (a, b) = (tidy(a), tidy(b));
-    let args = [
-        out.into(),
-        (&a).into(),
-        (&b).into(),
-        In::Int(1),
-        In::Int(1),
-        out.into(),
-    ];
-    cx.call("addmm", "out", &args)
+    let factors = if add { Factors::ADDED } else { Factors::PLAIN };
+    product([a, b, out], factors, cx)
 }

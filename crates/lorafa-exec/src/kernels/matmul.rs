@@ -3,7 +3,7 @@
 use lorafa_ir::interp::for_each_index;
 use lorafa_ir::ops::MatMul;
 
-use super::{Cx, Emitted};
+use super::{Cx, Emitted, In};
 use crate::error::KernelError;
 use crate::view::View;
 
@@ -13,8 +13,20 @@ pub(super) fn matmul(op: MatMul, cx: &mut Cx<'_>) -> Emitted {
     if out.elements() == 0 {
         return Ok(());
     }
+    let sum = cx.ins.get(2);
+    if let Some(c) = sum {
+        cx.copy(&out, c)?;
+    }
+    let factors = Factors {
+        alpha: op.alpha.0,
+        beta: f64::from(u8::from(sum.is_some())),
+    };
     if a.elements() == 0 {
-        return cx.fill(&out, 0.0);
+        return if sum.is_some() {
+            Ok(())
+        } else {
+            cx.fill(&out, 0.0)
+        };
     }
     let a = if op.trans_a { a.swapped() } else { a };
     let b = if op.trans_b { b.swapped() } else { b };
@@ -28,10 +40,10 @@ pub(super) fn matmul(op: MatMul, cx: &mut Cx<'_>) -> Emitted {
         if let Some(rows) = rows.filter(|rows| rows.layout.matrix_fits()) {
             let b = b.reshaped(&[k, n])?;
             let out = out.reshaped(&[batch * m, n])?;
-            return product("mm", &rows, &b, &out, cx);
+            return product([&rows, &b, &out], factors, cx);
         }
     }
-    batched(&a, &b, &out, cx)
+    batched([&a, &b, &out], factors, cx)
 }
 
 /// The operand, copied to scratch if BLAS cannot read its matrices.
@@ -44,7 +56,7 @@ pub(super) fn matrices(x: &View, cx: &mut Cx<'_>) -> Result<View, KernelError> {
 }
 
 /// One `bmm` over the innermost batch axes that have one stride in both operands, for each place on those outside.
-fn batched(a: &View, b: &View, out: &View, cx: &mut Cx<'_>) -> Emitted {
+fn batched([a, b, out]: [&View; 3], factors: Factors, cx: &mut Cx<'_>) -> Emitted {
     let depth = out.rank() - 2;
     let whole = |x: &View| {
         let mut shape = out.shape()[..depth].to_vec();
@@ -92,16 +104,50 @@ fn batched(a: &View, b: &View, out: &View, cx: &mut Cx<'_>) -> Emitted {
     for_each_index(&outer, |index| {
         if done.is_ok() {
             let (a1, b1) = (at(&a1, &a, index), at(&b1, &b, index));
-            done = product("bmm", &a1, &b1, &at(&out1, out, index), cx);
+            done = product([&a1, &b1, &at(&out1, out, index)], factors, cx);
         }
     });
     done
 }
 
-/// `mm` or `bmm`.
-pub(super) fn product(name: &str, a: &View, b: &View, out: &View, cx: &mut Cx<'_>) -> Emitted {
+/// What a product and what it is added to are multiplied by.
+#[derive(Clone, Copy)]
+pub(super) struct Factors {
+    pub alpha: f64,
+    pub beta: f64,
+}
+
+impl Factors {
+    /// The product alone.
+    pub(super) const PLAIN: Self = Factors {
+        alpha: 1.0,
+        beta: 0.0,
+    };
+    /// Added to what is there.
+    pub(super) const ADDED: Self = Factors {
+        alpha: 1.0,
+        beta: 1.0,
+    };
+}
+
+/// `out = beta·out + alpha·a·b` for matrices, or for batches of them; with a `beta` of zero nothing is read there.
+pub(super) fn product(
+    [a, b, out]: [&View; 3],
+    Factors { alpha, beta }: Factors,
+    cx: &mut Cx<'_>,
+) -> Emitted {
     let (a, b) = (tidy(a), tidy(b));
-    cx.call(name, "out", &[(&a).into(), (&b).into(), out.into()])
+    let (plain, sum) = match out.rank() {
+        2 => ("mm", "addmm_"),
+        _ => ("bmm", "baddbmm_"),
+    };
+    if alpha == 1.0 && beta == 0.0 {
+        return cx.call(plain, "out", &[(&a).into(), (&b).into(), out.into()]);
+    }
+    let factors = [In::Double(beta), In::Double(alpha)];
+    let views = [out.into(), (&a).into(), (&b).into()];
+    let args: Vec<In<'_>> = views.into_iter().chain(factors).collect();
+    cx.call(sum, "", &args)
 }
 
 /// Strides of axes of length one made such that BLAS takes the matrix as it is.

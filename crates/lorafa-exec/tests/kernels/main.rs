@@ -166,6 +166,7 @@ const EMPTY: &[(&str, &str)] = &[
     ("reduce_max", "f32[2,0] {axes=[1]}"),
     ("cumsum", "f32[0,2] {axis=0, exclusive}"),
     ("matmul", "f32[2,0], f32[0,3]"),
+    ("matmul", "f32[2,0], f32[0,3], f32[2,3] {alpha=2.0}"),
     ("matmul", "f32[0,2,3], f32[3,2]"),
     ("matmul", "f32[2,1,0,3], f32[2,3,2]"),
     ("gather", "f32[4,3], i64[0] {axis=0}"),

@@ -1,24 +1,53 @@
 //! `matmul`: matrix product.
 
 use super::attrs::{AttrReader, Attrs};
-use super::{Op, Operator, Types, one, same_dtype};
+use super::{Op, Operator, Scalar, Types, one, same_dtype};
+use crate::build::Built;
 use crate::dim::{Bindings, Dim};
 use crate::grad::{Gradient, GradientError};
+use crate::ids::ValueId;
 use crate::interp::{Array, EvalError};
 use crate::layout::{Layout, pieces};
-use crate::types::{Shape, TensorType, TypeError, broadcast, may_equal, product};
+use crate::patch::{Patch, PatchError, Results};
+use crate::types::{Shape, TensorType, TypeError, broadcast, line_up, may_equal, product};
 
-/// `matmul a, b {trans_a, trans_b}`: the product over the last two axes, either swapped first if
-/// its flag is set; leading axes broadcast. Operands have at least two axes.
+/// `matmul a, b, c {trans_a, trans_b, alpha=2.0}`: `alpha` times the product over the last two axes, either swapped first
+/// if its flag is set; leading axes broadcast. The operands `a` and `b` have at least two axes. `c`, which may be left
+/// out, has the type of the product and is added to it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct MatMul {
     /// Swap the last two axes of operand 0.
     pub trans_a: bool,
     /// Swap the last two axes of operand 1.
     pub trans_b: bool,
+    /// Multiplies the product.
+    pub alpha: Scalar,
 }
 
 impl MatMul {
+    /// The product alone.
+    pub const fn new(trans_a: bool, trans_b: bool) -> Self {
+        MatMul {
+            trans_a,
+            trans_b,
+            alpha: Scalar(1.0),
+        }
+    }
+
+    /// Whether an op of so many operands is the product alone.
+    pub fn is_plain(&self, operands: usize) -> bool {
+        operands == 2 && self.alpha == Scalar(1.0)
+    }
+
+    fn build(&self, p: &mut Patch<'_>, ins: &[ValueId]) -> Built {
+        let product = p.matmul(ins[0], ins[1], self.trans_a, self.trans_b)?;
+        let product = p.scaled(product, self.alpha.0)?;
+        match ins.get(2) {
+            Some(c) => p.plus(product, *c),
+            None => Ok(product),
+        }
+    }
+
     /// Rows of the result, length of the sums, columns of the result.
     fn sizes(&self, a: &TensorType, b: &TensorType) -> (Dim, Dim, Dim, Dim) {
         let last = |t: &TensorType, swap: bool| {
@@ -40,10 +69,11 @@ impl Operator for MatMul {
         Attrs::default()
             .flag("trans_a", self.trans_a)
             .flag("trans_b", self.trans_b)
+            .unless("alpha", self.alpha, Scalar(1.0))
     }
 
     fn arity(&self) -> (usize, usize) {
-        (2, 2)
+        (2, 3)
     }
 
     fn infer(&self, operands: &[&TensorType]) -> Result<Types, TypeError> {
@@ -63,23 +93,28 @@ impl Operator for MatMul {
         }
         let mut shape = broadcast(&a.shape[..a.rank() - 2], &b.shape[..b.rank() - 2])?;
         shape.extend([m, n]);
-        Ok(one(TensorType {
-            dtype: a.dtype,
-            shape,
-        }))
+        let (dtype, c) = (a.dtype, operands.get(2));
+        let ty = TensorType { dtype, shape };
+        match c {
+            Some(c) if !line_up(&c.shape, &ty.shape) => {
+                Err(TypeError(format!("{c} cannot be added to a product {ty}")))
+            }
+            _ => Ok(one(ty)),
+        }
     }
 
     fn bind(&self, _: &Bindings) -> Option<Op> {
         Some((*self).into())
     }
 
-    /// The gradient of either operand needs the other.
+    /// The gradient of either factor needs the other.
     fn gradient(&self, g: &mut Gradient<'_, '_>) -> Result<(), GradientError> {
         let (dy, a, b) = (g.dy()?, g.operand(0), g.operand(1));
-        let MatMul {
-            trans_a: ta,
-            trans_b: tb,
-        } = *self;
+        if g.graph().def(g.result(0)).operands.len() > 2 {
+            g.give(2, dy)?;
+        }
+        let dy = g.scaled(dy, self.alpha.0)?;
+        let (ta, tb) = (self.trans_a, self.trans_b);
         if g.wants(0) {
             let da = if ta {
                 g.matmul(b, dy, tb, true)?
@@ -105,9 +140,14 @@ impl Operator for MatMul {
         Ok(())
     }
 
-    /// Copies of operands whose matrices BLAS cannot read.
+    fn in_place(&self) -> &'static [usize] {
+        &[2]
+    }
+
+    /// Copies of factors whose matrices BLAS cannot read.
     fn scratch(&self, operands: &[(&TensorType, &Layout)], _: &[&TensorType]) -> u64 {
-        let copied = operands.iter().filter(|(_, layout)| !layout.matrix_fits());
+        let factors = operands.iter().take(2);
+        let copied = factors.filter(|(_, layout)| !layout.matrix_fits());
         pieces(copied.map(|(ty, _)| ty.bytes().unwrap_or(0)))
     }
 
@@ -123,7 +163,7 @@ impl Operator for MatMul {
         let k = a.shape[if self.trans_a { rank - 2 } else { rank - 1 }];
         let array = Array::from_fn(results[0], |i| {
             let (batch, last) = i.split_at(i.len() - 2);
-            (0..k).fold(0.0, |sum, k| {
+            let product = (0..k).fold(0.0, |sum, k| {
                 let (l, r) = ([last[0], k], [k, last[1]]);
                 let index = |pair: [usize; 2], swap: bool| {
                     let pair = if swap { [pair[1], pair[0]] } else { pair };
@@ -131,17 +171,20 @@ impl Operator for MatMul {
                 };
                 sum + a.at_broadcast(&index(l, self.trans_a))
                     * b.at_broadcast(&index(r, self.trans_b))
-            })
+            });
+            self.alpha.0 * product + x.get(2).map_or(0.0, |c| c.at(i))
         });
         array.map(|a| vec![a])
+    }
+
+    fn decompose(&self, p: &mut Patch<'_>, ins: &[ValueId]) -> Option<Result<Results, PatchError>> {
+        let sum = (!self.is_plain(ins.len())).then(|| self.build(p, ins));
+        sum.map(|sum| sum.map(|sum| [sum].into_iter().collect()))
     }
 }
 
 /// All leading axes as one, so that a weight's gradient is one product and not a batch and a sum.
-fn flatten(
-    g: &mut Gradient<'_, '_>,
-    x: crate::ids::ValueId,
-) -> Result<crate::ids::ValueId, GradientError> {
+fn flatten(g: &mut Gradient<'_, '_>, x: ValueId) -> Result<ValueId, GradientError> {
     let shape: Shape = g.ty(x).shape.clone();
     let (rows, last) = shape.split_at(shape.len() - 1);
     Ok(g.reshape(x, [product(rows), last[0].clone()])?)
@@ -152,6 +195,7 @@ pub(super) fn parse(name: &str, a: &mut AttrReader<'_>) -> Option<Result<Op, Str
         Ok(MatMul {
             trans_a: a.flag("trans_a"),
             trans_b: a.flag("trans_b"),
+            alpha: a.float_or("alpha", 1.0)?,
         }
         .into())
     })

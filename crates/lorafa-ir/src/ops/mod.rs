@@ -353,6 +353,18 @@ impl Op {
             .unwrap_or_else(|| Err(format!("no op is called `{name}`")))
     }
 
+    /// The product of operands 0 and 1 that the op computes, alone or with more.
+    pub fn product(&self) -> Option<MatMul> {
+        match self {
+            Op::MatMul(product) => Some(*product),
+            Op::LinearCrossEntropy(op)
+            | Op::LinearCrossEntropyGrad(LinearCrossEntropyGrad { of: op, .. }) => {
+                Some(MatMul::new(false, op.trans_b))
+            }
+            _ => None,
+        }
+    }
+
     /// The type rule, after the number of operands was checked; refuses impossible results.
     pub fn infer_checked(&self, operands: &[&TensorType]) -> Result<Types, TypeError> {
         let (least, most) = self.arity();

@@ -94,7 +94,7 @@ fn decompositions_agree_with_the_reference() {
             }
         }
     }
-    let expected = ["gated", "rms_norm", "rotary", "silu"];
+    let expected = ["gated", "matmul", "rms_norm", "rotary", "silu"];
     assert_eq!(compared.into_iter().collect::<Vec<_>>(), expected);
 }
 

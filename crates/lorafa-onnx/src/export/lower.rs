@@ -75,6 +75,10 @@ fn rewrite(p: &mut Patch<'_>, op: &OpData) -> Option<Lowered> {
             let literal = Literal::Ints(numbers?);
             Some(p.add(Constant { ty, literal }.into(), &[]))
         }
+        // Of two matrices they are a `Gemm`.
+        Op::MatMul(_) if op.operands[..2].iter().any(|v| p.ty(*v).rank() != 2) => {
+            op.kind.decompose(p, &op.operands)
+        }
         Op::LayerNorm(norm) if p.ty(*op.operands.first()?).dtype == DType::F64 => {
             Some(layer_norm(p, norm, &op.operands))
         }

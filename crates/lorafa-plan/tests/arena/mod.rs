@@ -269,6 +269,7 @@ fn address(place: &Place<'_>, index: &[usize]) -> usize {
 /// Whether a kernel of this op may be a loop over elements.
 fn element_by_element(kind: &Op) -> bool {
     let whole = [
+        "matmul",
         "layer_norm",
         "rms_norm",
         "gated_grad",

@@ -208,7 +208,16 @@ impl Steps<'_> {
             let other = self.value();
             let rank = |v| self.patch.ty(v).rank();
             if rank(x) >= 2 && rank(other) >= 2 {
-                self.add(MatMul { trans_a, trans_b }, &[x, other]);
+                let plain = self.add(MatMul::new(trans_a, trans_b), &[x, other]);
+                let like = plain.first().map(|y| self.like(*y));
+                if let Some(c) = like {
+                    let alpha = Scalar(0.5);
+                    let product = MatMul {
+                        alpha,
+                        ..MatMul::new(trans_a, trans_b)
+                    };
+                    self.add(product, &[x, other, c]);
+                }
             }
         }
     }

@@ -1,29 +1,34 @@
 //! Matrix products.
 
-use super::proto::int;
+use super::proto::{float, int};
 use super::{ExportError, Writer};
 use lorafa_ir::ops::MatMul;
 use lorafa_ir::{OpData, ValueId};
 
-/// Two matrices with a flag are a `Gemm`. `MatMul`, which also takes batches, has no flags:
-/// a `Transpose` before it does what they say.
+/// Two matrices with a flag, a factor or something to add are a `Gemm`. `MatMul`, which also takes batches, has none of
+/// them: a `Transpose` before it does what the flags say.
 pub(super) fn matmul(w: &mut Writer<'_>, op: &OpData, matmul: MatMul) -> Result<(), ExportError> {
     let (a, b) = (op.operands[0], op.operands[1]);
     if w.graph.ty(a).rank() == 2 && w.graph.ty(b).rank() == 2 {
         let (a, trans_a) = matrix(w, a, matmul.trans_a)?;
         let (b, trans_b) = matrix(w, b, matmul.trans_b)?;
         let flags = [("transA", trans_a), ("transB", trans_b)];
-        let attributes: Vec<_> = flags
-            .iter()
-            .filter(|(_, on)| *on)
-            .map(|(name, _)| int(name, 1))
-            .collect();
-        let onnx = if attributes.is_empty() {
-            "MatMul"
-        } else {
-            "Gemm"
-        };
-        w.node(op, onnx, vec![a, b], attributes);
+        let on = flags.iter().filter(|(_, on)| *on);
+        let mut attributes: Vec<_> = on.map(|(name, _)| int(name, 1)).collect();
+        if matmul.alpha.0 != 1.0 {
+            attributes.push(float("alpha", matmul.alpha.0));
+        }
+        let mut inputs = vec![a, b];
+        if let Some(c) = op.operands.get(2) {
+            inputs.push(w.read(*c)?);
+        }
+        let plain = attributes.is_empty() && inputs.len() == 2;
+        w.node(
+            op,
+            if plain { "MatMul" } else { "Gemm" },
+            inputs,
+            attributes,
+        );
         return Ok(());
     }
     let mut inputs = Vec::new();
