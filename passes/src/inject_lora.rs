@@ -25,6 +25,7 @@ use adapter::Injector;
 use layers::Linear;
 use lorafa_ir::Graph;
 
+pub use heads::in_head;
 pub use options::InjectOptions;
 
 /// How many layers a message names.

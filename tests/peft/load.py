@@ -1,15 +1,17 @@
 #!/usr/bin/env python3
-"""Loads what the example `save` of lorafa-weights wrote with PEFT and Hugging Face, and compares logits.
+"""Loads what the example `save` of lorafa-weights writes with PEFT and Hugging Face, and compares logits.
 
-    python tests/peft/load.py FOLDER
+    python tests/peft/load.py SAVE
 
-FOLDER has, for each of MODELS, a folder of its name with `adapter`, `merged` and `sharded`. Reference logits are those that
-PyTorch gave when the examples were made (examples/*.expected.safetensors). Any warning is an error. Nothing is downloaded.
-tests/peft/load.sh makes FOLDER and an environment for this.
+SAVE is that example's binary. It is run on each of MODELS, LEGACY and HALF, for folders `adapter`, `merged` and `sharded`.
+Reference logits are those that PyTorch gave when the examples were made (examples/*.expected.safetensors). Any warning is an
+error. Nothing is downloaded. tests/peft/load.sh builds SAVE and makes an environment for this.
 """
 import json
 import os
+import subprocess
 import sys
+import tempfile
 
 sys.setdlopenflags(os.RTLD_LAZY)    # load.sh puts stubs in place of NVIDIA's libraries, which nothing here calls
 import warnings
@@ -33,6 +35,7 @@ MODELS = {
 }
 LEGACY = "llama-tiny-lora-r4-ts-fold-sdpa-fp32-eval-logits-dyn"
 HALF = "llama-tiny-lora-r4-dynamo-noopt-sdpa-bf16base-eval-loss-dyn"
+LOSSES = {"SEQ_CLS": "seq-cls", "SEQ_2_SEQ_LM": "seq2seq", "CAUSAL_LM": "causal-lm"}
 TOLERANCE = 1e-6    # of the largest logit
 
 
@@ -117,15 +120,20 @@ def halves(folder):
 
 
 def main():
-    out = Path(sys.argv[1])
     warnings.simplefilter("error")
     hf.utils.logging.disable_progress_bar()
-    for family, name in MODELS.items():
-        adapter(out / name, family)
-        merged(out / name, family)
-    adapter(out / LEGACY, "llama")
-    merged(out / LEGACY, "llama")
-    halves(out / HALF)
+    with tempfile.TemporaryDirectory() as out:
+        def saved(family, name):
+            folder = Path(out) / name
+            loss = LOSSES[TASK.get(family, "CAUSAL_LM")]
+            subprocess.run([sys.argv[1], ROOT / f"examples/{name}.onnx", folder, loss], check=True)
+            return folder
+
+        for family, name in [*MODELS.items(), ("llama", LEGACY)]:
+            folder = saved(family, name)
+            adapter(folder, family)
+            merged(folder, family)
+        halves(saved("llama", HALF))
 
 
 if __name__ == "__main__":

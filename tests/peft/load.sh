@@ -33,20 +33,9 @@ if [ ! -d "$stubs" ]; then
     mv "$stubs.tmp" "$stubs"
 fi
 
-out=$(mktemp -d)
-trap 'rm -rf "$out"' EXIT
 cargo build --quiet --locked -p lorafa-weights --example save
 save=${CARGO_TARGET_DIR:-$root/target}/debug/examples/save
-for model in "$root"/examples/*-lora-*eval*.onnx; do
-    name=$(basename "$model" .onnx)
-    case $name in
-        t5-*) loss=seq2seq ;;
-        roberta-*) loss=seq-cls ;;
-        *) loss=causal-lm ;;
-    esac
-    "$save" "$model" "$out/$name" "$loss"
-done
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 export LD_LIBRARY_PATH="$stubs${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 export PYTHONPATH="$peft:$packages"
-python3 "$here/load.py" "$out"
+python3 "$here/load.py" "$save"

@@ -309,7 +309,7 @@ fn save(
     let trained = trained_values(graph, program);
     let values = Values {
         store,
-        trained: &trained,
+        trained: Some(&trained),
     };
     let adapted = !graph.adapters().is_empty();
     if adapted {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use crate::dataset::Dataset;
 use crate::error::{DataError, UseError};
 use crate::example::{Example, IGNORED, Labels};
+use crate::spec::DECODER_INPUT_IDS;
 
 /// The inputs of one step.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -141,8 +142,8 @@ impl Dataset {
                 seq,
             ),
             "labels" => pad(&row.labels, IGNORED, target),
-            // The target one place later, after the start token. Read off the example, whose labels a filler keeps.
-            "decoder_input_ids" => {
+            // Read off the example, whose labels a filler keeps.
+            DECODER_INPUT_IDS => {
                 let mut ids = vec![i64::from(self.start)];
                 ids.extend(examples.iter().flat_map(|example| example.labels()));
                 ids.truncate(target);

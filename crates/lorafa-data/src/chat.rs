@@ -103,8 +103,7 @@ impl ChatTemplate {
         special: BTreeMap<String, String>,
     ) -> Result<Self, TokenizerError> {
         let refuse = |error: minijinja::Error| TokenizerError::Template(describe(&error));
-        let mut environment = Environment::empty();
-        python::configure(&mut environment);
+        let mut environment = python::environment();
         environment.add_function("__generation", generation);
         let (source, marks) = rewrite(source).map_err(TokenizerError::Template)?;
         environment

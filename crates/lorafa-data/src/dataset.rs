@@ -3,14 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use serde::Serialize;
-
 use crate::error::{DataError, DataErrorKind, FileError, Place, TokenizerError, UseError};
 use crate::example::{Builder, Example};
 use crate::form::Form;
 use crate::pack::pack;
 use crate::permutation::permutation;
-use crate::spec::{Layout, Spec, SpecError, Task};
+use crate::spec::{DECODER_INPUT_IDS, Layout, Spec, SpecError, Task};
 use crate::tokenizer::Tokenizer;
 use crate::{jsonl, safetensors};
 
@@ -52,7 +50,7 @@ struct Reading {
 }
 
 /// What a data set holds, and what became of the files it is made of.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Summary {
     /// Examples.
     pub examples: u64,
@@ -77,7 +75,7 @@ pub struct Summary {
 }
 
 /// A line or row that [`Options::skip_bad`] passed over.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Skipped {
     /// The file, as it was given.
     pub path: PathBuf,
@@ -106,8 +104,8 @@ impl Dataset {
     ///
     /// # Errors
     ///
-    /// A step whose inputs data cannot fill, a tokenizer with more ids than the model has embeddings, a file that cannot be
-    /// read, and the first bad line or row, unless [`Options::skip_bad`].
+    /// A step whose inputs data cannot fill, a tokenizer with more ids than the model has embeddings, a start token that the
+    /// model lacks, a file that cannot be read, and the first bad line or row, unless [`Options::skip_bad`].
     pub fn load<P: AsRef<Path>>(
         files: &[P],
         spec: &Spec,
@@ -133,6 +131,17 @@ impl Dataset {
             };
             return Err(DataError::of_file(tokenizer.path(), error));
         }
+        let start = tokenizer.map_or(0, Tokenizer::decoder_start_id);
+        if let Some(tokenizer) = tokenizer
+            && layout.made.contains(&DECODER_INPUT_IDS)
+            && u64::from(start) >= layout.ids()
+        {
+            let error = TokenizerError::DecoderStart {
+                id: start,
+                vocab: layout.ids(),
+            };
+            return Err(DataError::of_file(&tokenizer.model_config(), error));
+        }
         let mut intake = Intake {
             task: layout.task,
             skip_bad: options.skip_bad,
@@ -156,7 +165,7 @@ impl Dataset {
             examples,
             rows: None,
             pad: tokenizer.map_or(0, Tokenizer::pad_id),
-            start: tokenizer.map_or(0, Tokenizer::decoder_start_id),
+            start,
             reading,
         };
         if options.pack {

@@ -3,16 +3,22 @@
 use sha2::{Digest, Sha256};
 
 use crate::dataset::Dataset;
+use crate::spec::DECODER_INPUT_IDS;
 
 impl Dataset {
     /// SHA-256 of everything that rows hold, in their order, as 64 hexadecimal digits: ids, labels, token types, verbatim
-    /// inputs, and which examples share a row. Other data, another tokenizer, sequence length or seed of a split give
-    /// another digest; file names, padding and batch size do not enter it.
+    /// inputs, and which examples share a row; where `decoder_input_ids` are made, also the start and padding tokens that
+    /// they are made with. Other examples, or the same cut, tokenized or split in another way, give another digest; file
+    /// names, batch size and the padding of the other inputs do not enter it.
     #[must_use]
     pub fn digest(&self) -> String {
         let mut hash = Sha256::new();
         hash.update(b"lorafa rows 1\n");
         hash.update(self.layout.task.name());
+        if self.layout.made.contains(&DECODER_INPUT_IDS) {
+            number(&mut hash, self.start as usize);
+            number(&mut hash, self.pad as usize);
+        }
         number(&mut hash, self.len());
         for row in 0..self.len() {
             let examples = self.row(row);

@@ -18,8 +18,7 @@ pub struct DataError {
 }
 
 /// A place in a data file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
     /// The file as a whole.
     Whole,
@@ -202,9 +201,9 @@ pub enum RecordError {
         problem: String,
     },
     /// Keys of no form.
-    #[error("found the keys {}; data for {task} has one of the forms {}", list(keys), Forms(*task))]
+    #[error("found values for {}; data for {task} has one of the forms {}", list(keys), Forms(*task))]
     UnknownForm {
-        /// The keys of the line.
+        /// The keys of the line that are not `null`.
         keys: Vec<String>,
         /// What is trained.
         task: Task,
@@ -332,6 +331,17 @@ pub enum TokenizerError {
         tokenizer: u64,
         /// Rows of the model's embedding.
         model: u64,
+    },
+    /// A start token that the model's embedding lacks.
+    #[error(
+        "`decoder_start_token_id` is {id}, and the model's vocabulary has {vocab} entries; use the config.json that \
+         belongs to the model"
+    )]
+    DecoderStart {
+        /// The token.
+        id: u32,
+        /// Rows of the embedding, or 2^31 where they are not known.
+        vocab: u64,
     },
     /// Templates by name, none of them the default.
     #[error(

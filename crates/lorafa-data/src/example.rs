@@ -265,8 +265,8 @@ impl Builder<'_> {
     }
 
     fn token_id(&self, id: i64) -> Result<(), RecordError> {
-        let vocab = self.layout.vocab.unwrap_or(1 << 31);
-        if u64::try_from(id).is_ok_and(|id| id < vocab.min(1 << 31)) {
+        let vocab = self.layout.ids();
+        if u64::try_from(id).is_ok_and(|id| id < vocab) {
             return Ok(());
         }
         Err(RecordError::TokenId { id, vocab })

@@ -10,9 +10,9 @@ use crate::chat::{self, Message};
 use crate::error::{ChatError, DataErrorKind, RecordError, unplaced};
 use crate::spec::Task;
 
-/// A form of JSON line. Keys beyond those named here are ignored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
+/// A form of JSON line. Keys beyond those named here are ignored, and keys that are `null`, as writers of tables spell what a
+/// row lacks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
     /// `{"text"}`: every token trains.
     Text,
@@ -167,7 +167,9 @@ impl Record {
         if line.trim_start().starts_with('[') {
             return Err(RecordError::List.into());
         }
-        let fields: Fields = serde_json::from_str(line.trim_end()).map_err(RecordError::from)?;
+        let mut fields: Fields =
+            serde_json::from_str(line.trim_end()).map_err(RecordError::from)?;
+        fields.retain(|_, value| value.get() != "null");
         match recognise(&fields, task, form)? {
             Form::Text => Ok(Record::Text(string(&fields, "text")?)),
             Form::PromptCompletion => completion(&fields),

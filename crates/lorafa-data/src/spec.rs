@@ -2,9 +2,11 @@
 
 use std::fmt;
 
+/// What a decoder reads: its target one place later, after the start token.
+pub(crate) const DECODER_INPUT_IDS: &str = "decoder_input_ids";
+
 /// What is trained.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Task {
     /// The next token (Llama, GPT-2). The loss compares the logits at position `t` with the label at `t + 1`.
     CausalLm,
@@ -38,7 +40,7 @@ impl Task {
                 "labels",
                 "position_ids",
                 "token_type_ids",
-                "decoder_input_ids",
+                DECODER_INPUT_IDS,
                 "decoder_attention_mask",
             ],
             Task::CausalLm | Task::SeqCls | Task::TokenCls => &[
@@ -149,6 +151,11 @@ pub(crate) struct Layout {
 const LARGEST: u64 = 1 << 31;
 
 impl Layout {
+    /// The token ids there can be: those below this.
+    pub(crate) fn ids(&self) -> u64 {
+        self.vocab.unwrap_or(LARGEST).min(LARGEST)
+    }
+
     pub(crate) fn new(spec: &Spec) -> Result<Self, SpecError> {
         let find = |name| spec.inputs.iter().find(|input| input.name == name);
         let ids = find("input_ids").ok_or(SpecError::Missing("input_ids"))?;
@@ -185,7 +192,7 @@ impl Layout {
                     expected
                 }
                 "labels" if spec.task == Task::SeqCls => vec![spec.batch],
-                "labels" | "decoder_input_ids" | "decoder_attention_mask" => {
+                "labels" | DECODER_INPUT_IDS | "decoder_attention_mask" => {
                     vec![spec.batch, target]
                 }
                 _ => vec![spec.batch, seq],

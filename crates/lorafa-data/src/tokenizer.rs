@@ -156,12 +156,6 @@ impl Tokenizer {
         self.decoder_start.unwrap_or(self.pad_id())
     }
 
-    /// Whether there is a chat template.
-    #[must_use]
-    pub fn has_chat_template(&self) -> bool {
-        self.template.is_some()
-    }
-
     /// What is legal but likely not meant, for a user to read.
     #[must_use]
     pub fn warnings(&self) -> &[String] {
@@ -192,6 +186,11 @@ impl Tokenizer {
         Ok(self
             .template()?
             .render(&messages, None, generation_prompt)?)
+    }
+
+    /// The model's configuration, which may be next to it.
+    pub(crate) fn model_config(&self) -> PathBuf {
+        folder::model_config(&self.path)
     }
 
     pub(crate) fn template(&self) -> Result<&ChatTemplate, ChatError> {

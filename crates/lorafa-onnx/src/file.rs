@@ -213,7 +213,7 @@ fn is_default(domain: &str) -> bool {
 }
 
 /// The folder a file is in; the current one for a bare name.
-pub(crate) fn folder_of(path: &Path) -> &Path {
+pub fn folder_of(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),

@@ -1,5 +1,6 @@
 //! A model written whole or not at all.
 
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -15,12 +16,51 @@ use crate::proto::ModelProto;
 /// cannot read.
 pub const MAX_MODEL_BYTES: u64 = i32::MAX as u64;
 
-/// Names tried for the temporary file before giving up; another is only needed after a crash of a process that had our
-/// process id.
+/// Temporary names tried before giving up; another is only needed after a crash of a process that had our process id.
 const NAME_ATTEMPTS: usize = 100;
 
-/// Tells the temporary files of one process apart.
+/// Temporary names are these around the process id, `-` and a number.
+const PREFIX: &str = ".lorafa-";
+const SUFFIX: &str = ".tmp";
+
+/// Tells the temporary names of one process apart.
 static NEXT: AtomicU64 = AtomicU64::new(0);
+
+/// Makes a file or a folder in `folder` under a temporary name of its own, with `create`, which must refuse a name that is
+/// taken. Gives what `create` gave, and the path.
+///
+/// # Errors
+///
+/// As `create`.
+pub fn temporary<T>(
+    folder: &Path,
+    create: impl Fn(&Path) -> io::Result<T>,
+) -> io::Result<(T, PathBuf)> {
+    let mut attempts = 1;
+    loop {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = folder.join(format!("{PREFIX}{}-{number}{SUFFIX}", process::id()));
+        match create(&path) {
+            Ok(created) => return Ok((created, path)),
+            Err(error)
+                if error.kind() == io::ErrorKind::AlreadyExists && attempts < NAME_ATTEMPTS =>
+            {
+                attempts += 1;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Whether a name is one that [`temporary`] gives, in this process or in another.
+pub fn is_temporary(name: &OsStr) -> bool {
+    let numbers = name.to_str().and_then(|name| {
+        let inner = name.strip_prefix(PREFIX)?.strip_suffix(SUFFIX)?;
+        inner.split_once('-')
+    });
+    let number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    numbers.is_some_and(|(process, n)| number(process) && number(n))
+}
 
 /// Writes `model` to `path` and returns its size in bytes.
 ///
@@ -135,23 +175,10 @@ impl Temporary {
             }
             _ => WriteErrorKind::Io(error),
         };
-        let mut attempts = 1;
-        loop {
-            let number = NEXT.fetch_add(1, Ordering::Relaxed);
-            let path = folder.join(format!(".lorafa-{}-{number}.tmp", process::id()));
-            match OpenOptions::new().write(true).create_new(true).open(&path) {
-                Ok(file) => {
-                    let renamed = false;
-                    return Ok((Self { path, renamed }, file));
-                }
-                Err(error)
-                    if error.kind() == io::ErrorKind::AlreadyExists && attempts < NAME_ATTEMPTS =>
-                {
-                    attempts += 1;
-                }
-                Err(error) => return Err(refused(error)),
-            }
-        }
+        let create = |path: &Path| OpenOptions::new().write(true).create_new(true).open(path);
+        let (file, path) = temporary(folder, create).map_err(refused)?;
+        let renamed = false;
+        Ok((Self { path, renamed }, file))
     }
 
     fn rename_to(mut self, path: &Path) -> io::Result<()> {

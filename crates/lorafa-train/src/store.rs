@@ -10,8 +10,9 @@ use lorafa_onnx::external::ExternalStore;
 use lorafa_weights::atomic_dir::StagedDir;
 use lorafa_weights::safetensors_file::{self, Entry};
 use lorafa_weights::shards::Shards;
-use lorafa_weights::{SaveError, Values, peft};
-use std::collections::BTreeSet;
+use lorafa_weights::{SaveError, Trained, Values, peft};
+use std::collections::{BTreeMap, BTreeSet};
+use std::error::Error;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -62,22 +63,27 @@ impl Part {
 }
 
 /// Values of a graph that is being trained, as files of weights are made of them.
-///
-/// A parameter that cannot be read from the device is as the graph says, which is refused where its size differs.
-pub fn trained_values<'a>(
-    graph: &Graph,
+pub fn trained_values(graph: &Graph, program: &Program) -> impl Trained {
+    let params = Part::Trained.params(graph).into_iter();
+    Device {
+        types: params.map(|(name, ty)| (name, ty.dtype)).collect(),
+        program,
+    }
+}
+
+struct Device<'a> {
+    types: BTreeMap<Arc<str>, DType>,
     program: &'a Program,
-) -> impl Fn(&str) -> Option<(DType, bytes::Bytes)> + 'a {
-    let names: BTreeSet<Arc<str>> = {
-        let params = Part::Trained.params(graph).into_iter();
-        params.map(|(name, _)| name).collect()
-    };
-    move |name| {
-        if !names.contains(name) {
-            return None;
-        }
-        let (ty, bytes) = program.param(name).ok()?;
-        Some((ty.dtype, bytes.into()))
+}
+
+impl Trained for Device<'_> {
+    fn dtype(&self, name: &str) -> Option<DType> {
+        self.types.get(name).copied()
+    }
+
+    fn read(&self, name: &str) -> Result<bytes::Bytes, Box<dyn Error + Send + Sync>> {
+        let (_, bytes) = self.program.param(name)?;
+        Ok(bytes.into())
     }
 }
 
@@ -117,7 +123,7 @@ impl Checkpoints {
             let trained = trained_values(graph, program);
             let values = Values {
                 store,
-                trained: &trained,
+                trained: Some(&trained),
             };
             peft::stage(&staged, graph, values, info)?;
         }

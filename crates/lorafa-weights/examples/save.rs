@@ -50,7 +50,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let store = ExternalStore::new(file.folder());
     let values = Values {
         store: &store,
-        trained: &|_| None,
+        trained: None,
     };
     let info = peft::Info {
         loss: Some(loss),

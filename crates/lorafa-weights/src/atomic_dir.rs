@@ -1,21 +1,14 @@
 //! A folder written whole or not at all.
 
+use lorafa_onnx::file::folder_of;
+use lorafa_onnx::write::{is_temporary, temporary};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::process;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Names tried for the temporary folder before giving up; another is only needed after a crash of a process that had our
-/// process id.
-const NAME_ATTEMPTS: usize = 100;
-
-/// Temporary names are these around the process id, `-` and a number.
-const PREFIX: &str = ".lorafa-";
-const SUFFIX: &str = ".tmp";
-
-/// Tells the temporary folders of one process apart.
-static NEXT: AtomicU64 = AtomicU64::new(0);
+/// What the extension of a temporary name becomes for the old folder while the new one gets its name, so that [`clean`]
+/// leaves it.
+const SET_ASIDE: &str = "old";
 
 /// Whether a folder that is to be replaced may have an entry of this name.
 pub type Ours = fn(&str) -> bool;
@@ -44,17 +37,12 @@ impl StagedDir {
             return Err(failed(StageErrorKind::NoName));
         }
         check_replaceable(&resolved, ours).map_err(failed)?;
-        let staging = temporary(parent_of(&resolved)).map_err(failed)?;
+        let staging = make_in(folder_of(&resolved)).map_err(failed)?;
         Ok(StagedDir {
             target: resolved,
             staging,
             ours,
         })
-    }
-
-    /// The folder that this will be.
-    pub fn target(&self) -> &Path {
-        &self.target
     }
 
     /// Writes a file, and to the disk.
@@ -95,32 +83,18 @@ impl StagedDir {
     pub fn commit(self) -> Result<(), StageError> {
         let failed = |kind| fail(&self.target, kind);
         check_replaceable(&self.target, self.ours).map_err(failed)?;
-        let io = |error| failed(StageErrorKind::Io(error));
-        sync(&self.staging).map_err(io)?;
-        if self.target.exists() {
-            self.replace().map_err(io)?;
-        } else {
-            fs::rename(&self.staging, &self.target).map_err(io)?;
-        }
-        sync(parent_of(&self.target)).map_err(io)
+        let place = || {
+            sync(&self.staging)?;
+            match self.target.exists() {
+                true => replace(&self.staging, &self.target),
+                false => fs::rename(&self.staging, &self.target),
+            }
+        };
+        place().map_err(|error| failed(StageErrorKind::Io(error)))?;
+        // The new folder is in its place: a name that the disk may not have yet is no failure of that.
+        let _ = sync(folder_of(&self.target));
+        Ok(())
         // What is left under the temporary name, the old folder, goes when this is dropped.
-    }
-
-    fn replace(&self) -> io::Result<()> {
-        match exchange(&self.staging, &self.target) {
-            Err(error) if error.kind() == io::ErrorKind::Unsupported => {}
-            done => return done,
-        }
-        let old = temporary(parent_of(&self.target)).map_err(|kind| match kind {
-            StageErrorKind::Io(error) => error,
-            other => io::Error::other(other.to_string()),
-        })?;
-        fs::rename(&self.target, &old)?;
-        if let Err(error) = fs::rename(&self.staging, &self.target) {
-            fs::rename(&old, &self.target)?;
-            return Err(error);
-        }
-        fs::remove_dir_all(old)
     }
 }
 
@@ -144,13 +118,7 @@ pub fn clean(parent: &Path) -> io::Result<()> {
     };
     for entry in entries {
         let entry = entry?;
-        let name = entry.file_name();
-        let numbers = name.to_str().and_then(|name| {
-            let inner = name.strip_prefix(PREFIX)?.strip_suffix(SUFFIX)?;
-            inner.split_once('-')
-        });
-        let number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-        if numbers.is_some_and(|(process, n)| number(process) && number(n)) {
+        if is_temporary(&entry.file_name()) {
             let folder = entry.file_type()?.is_dir();
             let remove = if folder {
                 fs::remove_dir_all
@@ -194,6 +162,29 @@ impl StagedFile {
     }
 }
 
+/// Puts the folder `new` in the place of `old`.
+fn replace(new: &Path, old: &Path) -> io::Result<()> {
+    match exchange(new, old) {
+        Err(error) if error.kind() == io::ErrorKind::Unsupported => rename_twice(new, old),
+        done => done,
+    }
+}
+
+/// As [`replace`], where two names cannot be exchanged.
+fn rename_twice(new: &Path, old: &Path) -> io::Result<()> {
+    let aside = new.with_extension(SET_ASIDE);
+    fs::rename(old, &aside)?;
+    if let Err(error) = fs::rename(new, old) {
+        return Err(match fs::rename(&aside, old) {
+            Ok(()) => error,
+            Err(_) => io::Error::other(format!("{error}; what was there is {}", aside.display())),
+        });
+    }
+    // The new folder is in its place: one that is left over is no failure of that.
+    let _ = fs::remove_dir_all(aside);
+    Ok(())
+}
+
 /// Exchanges two folders in one step; [`io::ErrorKind::Unsupported`] where that cannot be done.
 #[cfg(target_os = "linux")]
 fn exchange(a: &Path, b: &Path) -> io::Result<()> {
@@ -215,11 +206,19 @@ fn exchange(_: &Path, _: &Path) -> io::Result<()> {
 
 /// Makes entries of a folder reach the disk.
 fn sync(folder: &Path) -> io::Result<()> {
-    // Not every system lets a folder be opened.
-    match File::open(folder) {
-        Ok(folder) => folder.sync_all(),
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
-        Err(error) => Err(error),
+    match File::open(folder).and_then(|folder| folder.sync_all()) {
+        // Not every system lets a folder be opened, nor every file system let it be synchronized.
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::PermissionDenied
+                    | io::ErrorKind::InvalidInput
+                    | io::ErrorKind::Unsupported
+            ) =>
+        {
+            Ok(())
+        }
+        done => done,
     }
 }
 
@@ -249,33 +248,19 @@ fn check_replaceable(target: &Path, ours: Ours) -> Result<(), StageErrorKind> {
 }
 
 /// A new empty folder with a name that nothing else has.
-fn temporary(parent: &Path) -> Result<PathBuf, StageErrorKind> {
+fn make_in(parent: &Path) -> Result<PathBuf, StageErrorKind> {
+    let made = temporary(parent, |path| fs::create_dir(path));
     let folder = parent.to_owned();
-    let mut attempts = 1;
-    loop {
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let path = parent.join(format!("{PREFIX}{}-{number}{SUFFIX}", process::id()));
-        match fs::create_dir(&path) {
-            Ok(()) => return Ok(path),
-            Err(error) => match error.kind() {
-                io::ErrorKind::AlreadyExists if attempts < NAME_ATTEMPTS => attempts += 1,
-                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
-                    return Err(StageErrorKind::NoParent { folder });
-                }
-                io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-                    return Err(StageErrorKind::Unwritable { folder, error });
-                }
-                _ => return Err(StageErrorKind::Io(error)),
-            },
-        }
-    }
-}
-
-fn parent_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    }
+    made.map(|((), path)| path)
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
+                StageErrorKind::NoParent { folder }
+            }
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                StageErrorKind::Unwritable { folder, error }
+            }
+            _ => StageErrorKind::Io(error),
+        })
 }
 
 fn fail(path: &Path, kind: StageErrorKind) -> StageError {
@@ -326,4 +311,36 @@ pub enum StageErrorKind {
     /// The operating system refused.
     #[error("{0}")]
     Io(io::Error),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_renames_leave_the_new_folder_or_the_old_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        for name in ["old", "new.tmp"] {
+            fs::create_dir(at(name)).unwrap();
+            fs::write(at(name).join(name), "").unwrap();
+        }
+        rename_twice(&at("missing.tmp"), &at("old")).unwrap_err();
+        assert!(at("old/old").exists() && !at("missing.old").exists());
+        rename_twice(&at("new.tmp"), &at("none")).unwrap_err();
+        assert!(at("new.tmp").exists() && !at("new.old").exists());
+        rename_twice(&at("new.tmp"), &at("old")).unwrap();
+        assert!(at("old/new.tmp").exists());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_is_set_aside_is_not_cleaned() {
+        let dir = tempfile::tempdir().unwrap();
+        let temporary = make_in(dir.path()).unwrap();
+        let aside = temporary.with_extension(SET_ASIDE);
+        fs::create_dir(&aside).unwrap();
+        clean(dir.path()).unwrap();
+        assert!(aside.exists() && !temporary.exists());
+    }
 }

@@ -3,32 +3,43 @@
 use lorafa_ir::DType;
 use safetensors::Dtype;
 
-const PAIRS: &[(DType, Dtype)] = &[
-    (DType::F64, Dtype::F64),
-    (DType::F32, Dtype::F32),
-    (DType::F16, Dtype::F16),
-    (DType::BF16, Dtype::BF16),
-    (DType::I64, Dtype::I64),
-    (DType::I32, Dtype::I32),
-    (DType::I16, Dtype::I16),
-    (DType::I8, Dtype::I8),
-    (DType::U64, Dtype::U64),
-    (DType::U32, Dtype::U32),
-    (DType::U16, Dtype::U16),
-    (DType::U8, Dtype::U8),
-    (DType::Bool, Dtype::BOOL),
-];
-
 /// The IR's type for a file's, if it has one.
 pub(crate) fn from_file(dtype: Dtype) -> Option<DType> {
-    let pair = PAIRS.iter().find(|(_, file)| *file == dtype);
-    pair.map(|(ir, _)| *ir)
+    Some(match dtype {
+        Dtype::F64 => DType::F64,
+        Dtype::F32 => DType::F32,
+        Dtype::F16 => DType::F16,
+        Dtype::BF16 => DType::BF16,
+        Dtype::I64 => DType::I64,
+        Dtype::I32 => DType::I32,
+        Dtype::I16 => DType::I16,
+        Dtype::I8 => DType::I8,
+        Dtype::U64 => DType::U64,
+        Dtype::U32 => DType::U32,
+        Dtype::U16 => DType::U16,
+        Dtype::U8 => DType::U8,
+        Dtype::BOOL => DType::Bool,
+        _ => return None,
+    })
 }
 
 /// A file's type for the IR's.
 pub(crate) fn to_file(dtype: DType) -> Dtype {
-    let pair = PAIRS.iter().find(|(ir, _)| *ir == dtype);
-    pair.map_or(Dtype::U8, |(_, file)| *file)
+    match dtype {
+        DType::F64 => Dtype::F64,
+        DType::F32 => Dtype::F32,
+        DType::F16 => Dtype::F16,
+        DType::BF16 => Dtype::BF16,
+        DType::I64 => Dtype::I64,
+        DType::I32 => Dtype::I32,
+        DType::I16 => Dtype::I16,
+        DType::I8 => Dtype::I8,
+        DType::U64 => Dtype::U64,
+        DType::U32 => Dtype::U32,
+        DType::U16 => Dtype::U16,
+        DType::U8 => Dtype::U8,
+        DType::Bool => Dtype::BOOL,
+    }
 }
 
 /// Numbers of a float type of at most 32 bits, exactly; `None` for other types.

@@ -4,6 +4,7 @@ use crate::atomic_dir::StageError;
 use crate::names::Lines;
 use lorafa_onnx::export::ExportError;
 use safetensors::{Dtype, SafeTensorError};
+use std::error::Error as StdError;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
@@ -279,6 +280,14 @@ pub enum SaveError {
     /// A parameter's values cannot be had.
     #[error(transparent)]
     Values(#[from] ExportError),
+    /// A trained parameter's values cannot be read.
+    #[error("parameter `{name}` cannot be read: {error}")]
+    Trained {
+        /// The parameter.
+        name: String,
+        /// What its source says.
+        error: Box<dyn StdError + Send + Sync>,
+    },
     /// A trained parameter's values have another size than its type says.
     #[error("parameter `{name}`: {expected} bytes were expected, and {found} given")]
     Size {

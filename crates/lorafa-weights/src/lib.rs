@@ -25,7 +25,7 @@
 //! println!("{}", lorafa_weights::bind(&mut graph, &Shards::open("llama-2-7b")?)?);
 //! let store = ExternalStore::new(".");
 //! lorafa_weights::missing(&graph, &store)?;
-//! let values = Values { store: &store, trained: &|_| None };
+//! let values = Values { store: &store, trained: None };
 //! peft::write("adapter", &graph, values, peft::Info::default())?;
 //! # Ok(())
 //! # }
@@ -46,4 +46,4 @@ mod weight;
 
 pub use bind::{bind, missing};
 pub use error::{SaveError, WeightsError};
-pub use values::Values;
+pub use values::{Trained, Values};

@@ -7,8 +7,9 @@ use crate::error::SaveError;
 use crate::names;
 use crate::safetensors_file::{self, Entry};
 use crate::shards::{INDEX, SINGLE};
-use crate::values::{Value, Values};
-use crate::weight::{self, Layout};
+use crate::values::Values;
+use crate::weight::{self, Layout, Weights};
+use bytes::Bytes;
 use lorafa_ir::ops::Param;
 use lorafa_ir::{DType, Graph, ValueId};
 use serde_json::json;
@@ -96,9 +97,10 @@ fn tensors<'g>(
     adapters: &'g [Adapted<'g>],
     values: Values<'_>,
 ) -> Result<Vec<Merged<'g>>, SaveError> {
+    let weights = Weights::new(graph);
     let mut by_weight: BTreeMap<ValueId, (&Adapted, Layout)> = BTreeMap::new();
     for adapter in adapters {
-        let (value, layout) = base(graph, adapter)?;
+        let (value, layout) = base(graph, &weights, adapter)?;
         if by_weight.insert(value, (adapter, layout)).is_some() {
             return Err(refused(
                 adapter,
@@ -134,10 +136,12 @@ fn tensors<'g>(
 }
 
 /// The weight that an adapter is merged into.
-fn base(graph: &Graph, adapter: &Adapted) -> Result<(ValueId, Layout), SaveError> {
-    let weight = weight::of(graph, &adapter.module);
-    let layout = weight::layout(graph, &adapter.module);
-    let (Some((value, param)), Some(layout)) = (weight, layout) else {
+fn base(
+    graph: &Graph,
+    weights: &Weights<'_>,
+    adapter: &Adapted,
+) -> Result<(ValueId, Layout), SaveError> {
+    let Some((value, param, Some(layout))) = weights.of(&adapter.module) else {
         let why = "the model has no weight of its own for this module; save the adapter";
         return Err(refused(adapter, why));
     };
@@ -184,12 +188,11 @@ fn shards(tensors: &[Merged], max_bytes: u64) -> Vec<Vec<usize>> {
 
 impl Merged<'_> {
     fn write(&self, values: Values<'_>, file: &mut StagedFile) -> Result<(), SaveError> {
-        let value = values.get(self.param)?;
+        let (dtype, bytes) = values.get(self.param)?;
         let Some((adapter, layout)) = self.adapter else {
-            return Ok(file.write(&value.in_order())?);
+            return Ok(file.write(&bytes)?);
         };
-        let dtype = value.dtype;
-        let merged = merge(value, adapter, layout, values)?;
+        let merged = merge((dtype, bytes), adapter, layout, values)?;
         for chunk in merged.chunks(CHUNK) {
             let bytes = from_f32(dtype, chunk).ok_or_else(|| not_float(adapter, dtype))?;
             file.write(&bytes)?;
@@ -200,14 +203,13 @@ impl Merged<'_> {
 
 /// `W + scale·B·A` in W's layout.
 fn merge(
-    weight: Value,
+    weight: (DType, Bytes),
     adapter: &Adapted,
     layout: Layout,
     values: Values<'_>,
 ) -> Result<Vec<f32>, SaveError> {
-    let numbers = |value: Value| {
-        let dtype = value.dtype;
-        to_f32(dtype, &value.in_order()).ok_or_else(|| not_float(adapter, dtype))
+    let numbers = |(dtype, bytes): (DType, Bytes)| {
+        to_f32(dtype, &bytes).ok_or_else(|| not_float(adapter, dtype))
     };
     let mut w = numbers(weight)?;
     let (a, b) = (values.get(adapter.a.1)?, values.get(adapter.b.1)?);

@@ -21,9 +21,6 @@ const INPUT_EMBEDDINGS: &[&str] = &[
     "embed_in",
 ];
 
-/// Last components of modules that PEFT trains in full next to adapters of a classifier.
-const HEADS: &[&str] = &["classifier", "score"];
-
 /// How many entries of a list a message shows.
 const SHOWN: usize = 20;
 
@@ -61,12 +58,6 @@ pub(crate) fn is_adapter(name: &str) -> bool {
 pub(crate) fn saved_module(name: &str) -> Option<String> {
     let (module, _) = name.split_once(".modules_to_save.")?;
     Some(plain(module))
-}
-
-/// Whether a parameter is in a classification head, which a pretrained model does not have.
-pub(crate) fn in_head(plain: &str) -> bool {
-    let is_head = |part: &str| HEADS.iter().any(|head| part.ends_with(head));
-    plain.split('.').any(is_head)
 }
 
 /// The path that a weight's module has: all but the last component.

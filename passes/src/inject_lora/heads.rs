@@ -20,8 +20,8 @@ pub(super) fn task(graph: &Graph, asked: Option<LossKind>) -> Option<LossKind> {
     })
 }
 
-/// Whether a module is a head or below one.
-pub(super) fn in_head(module: &str) -> bool {
+/// Whether the module or parameter at a path is in a classification head, which PEFT trains in full next to adapters.
+pub fn in_head(module: &str) -> bool {
     module.split('.').any(is_head)
 }
 

@@ -21,10 +21,12 @@ fn learns(model: &str, on: &str, flags: &str, by: f64) -> Job {
     job
 }
 
-/// The adapter is one that PEFT reads, with every B moved away from zero.
+/// The adapter is one that can be read again, with every B moved away from zero.
 fn adapted(job: &Job, modules: usize) {
-    let saved = peft::read(job.path("save/adapter")).unwrap();
-    assert_eq!(saved.config().r, 4);
+    peft::read(job.path("save/adapter")).unwrap();
+    let config = fs::read(job.path("save/adapter/adapter_config.json")).unwrap();
+    let config: Value = serde_json::from_slice(&config).unwrap();
+    assert_eq!(config["r"], 4);
     let tensors = Shards::open(job.path("save/adapter/adapter_model.safetensors")).unwrap();
     let of = |part: &'static str| tensors.iter().filter(move |(name, _)| name.contains(part));
     assert_eq!(of("lora_A").count(), modules);

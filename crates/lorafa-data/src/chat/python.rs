@@ -11,8 +11,8 @@ use crate::error::UseError;
 
 /// transformers' environment: its block settings, `raise_exception`, `strftime_now`, its `tojson`, Python's methods, and
 /// Python's spelling of what is printed.
-pub(super) fn configure(environment: &mut Environment<'static>) {
-    *environment = Environment::new();
+pub(super) fn environment() -> Environment<'static> {
+    let mut environment = Environment::new();
     environment.set_trim_blocks(true);
     environment.set_lstrip_blocks(true);
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
@@ -20,6 +20,7 @@ pub(super) fn configure(environment: &mut Environment<'static>) {
     environment.add_filter("tojson", tojson);
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", no_date);
+    environment
 }
 
 pub(super) fn set_date(environment: &mut Environment<'static>, date: Date) {

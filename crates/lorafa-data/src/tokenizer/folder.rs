@@ -99,11 +99,16 @@ pub(super) fn read(tokenizer: &Path) -> Result<Folder, DataError> {
         })?;
         folder.template = Some((text, jinja));
     }
-    if let Some(model) = json::<ModelConfig>(&tokenizer.with_file_name("config.json"))? {
+    if let Some(model) = json::<ModelConfig>(&model_config(tokenizer))? {
         folder.label_ids = model.label2id;
         folder.decoder_start = model.decoder_start_token_id;
     }
     Ok(folder)
+}
+
+/// The model's configuration that belongs to a tokenizer.
+pub(super) fn model_config(tokenizer: &Path) -> PathBuf {
+    tokenizer.with_file_name("config.json")
 }
 
 impl Folder {

@@ -198,18 +198,37 @@ impl Writer<'_> {
 /// [`ExportError::Values`] if the graph does not say what they are, or says it of another number of elements;
 /// [`ExportError::Weight`] if they cannot be read.
 pub fn values(param: &Param, store: &ExternalStore) -> Result<Bytes, ExportError> {
-    if let Data::Init(init) = &param.stored.data {
-        return initial(param, *init);
+    let (dtype, bytes) = in_order(param, store)?;
+    if dtype == param.ty.dtype {
+        return Ok(bytes);
     }
+    Ok(convert(&bytes, dtype, param.ty.dtype).into())
+}
+
+/// A parameter's values in its own order, little-endian and row-major, and their element type, which is
+/// [`source_dtype`]. They are not copied unless the source holds the transpose.
+///
+/// # Errors
+/// As [`values`].
+pub fn in_order(param: &Param, store: &ExternalStore) -> Result<(DType, Bytes), ExportError> {
     let mut bytes = stored(param, store)?;
-    if param.stored.transposed {
+    if param.stored.transposed && !is_drawn(param) {
         let row = dims(&param.ty).first().copied().unwrap_or(0);
         bytes = transpose(&bytes, row as usize, param.stored.dtype.size() as usize).into();
     }
-    if param.stored.dtype != param.ty.dtype {
-        bytes = convert(&bytes, param.stored.dtype, param.ty.dtype).into();
+    Ok((source_dtype(param), bytes))
+}
+
+/// The element type in which a parameter's source holds it; first values that are drawn have its own.
+pub fn source_dtype(param: &Param) -> DType {
+    match is_drawn(param) {
+        true => param.ty.dtype,
+        false => param.stored.dtype,
     }
-    Ok(bytes)
+}
+
+fn is_drawn(param: &Param) -> bool {
+    matches!(param.stored.data, Data::Init(_))
 }
 
 /// A parameter's values as its source holds them, not copied: in the element type and the order that

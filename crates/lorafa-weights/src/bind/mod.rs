@@ -9,6 +9,7 @@ use crate::shards::{Shards, Tensor};
 use lorafa_ir::ops::{Data, Param, Role, Stored};
 use lorafa_ir::{DType, Graph, TensorType, ValueId};
 use lorafa_onnx::external::{ExternalError, ExternalRef, ExternalStore};
+use lorafa_passes::inject_lora::in_head;
 use matching::{Found, Matching};
 use std::collections::BTreeSet;
 use std::fmt;
@@ -118,7 +119,7 @@ fn wanted(graph: &Graph) -> Vec<Wanted> {
     let weights = weights.map(|(value, param)| {
         let mut names = names::aliases(graph, value, &param.name);
         let own = names::plain(&param.name);
-        let optional = names::saved_module(&param.name).is_some() || names::in_head(&own);
+        let optional = names::saved_module(&param.name).is_some() || in_head(&own);
         // Messages call it by its own name.
         names.retain(|name| *name != own);
         names.push(own);

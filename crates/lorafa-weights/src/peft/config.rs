@@ -3,13 +3,14 @@
 use serde::de::{MapAccess, Visitor};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
 
 /// A number that is written as an integer if it is one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
 #[serde(transparent)]
-pub struct Number(pub f64);
+pub(crate) struct Number(pub f64);
 
 /// Integers below this are exact in f64.
 const EXACT: f64 = 9_007_199_254_740_992.0;
@@ -25,7 +26,7 @@ impl Serialize for Number {
 
 /// A JSON object in its own order: the first key that matches a module counts.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Pairs<T>(pub Vec<(String, T)>);
+pub(crate) struct Pairs<T>(pub Vec<(String, T)>);
 
 impl<T: Serialize> Serialize for Pairs<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -65,7 +66,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Pairs<T> {
 
 /// What PEFT needs to know of an adapter. Fields that PEFT has and this has not are left at PEFT's defaults.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Config {
+pub(crate) struct Config {
     /// Numerators of the scale by module.
     #[serde(default)]
     pub alpha_pattern: Pairs<Number>,
@@ -114,6 +115,9 @@ pub struct Config {
     /// Whether the scale is alpha/√r and not alpha/r.
     #[serde(default)]
     pub use_rslora: bool,
+    /// What else a file says.
+    #[serde(flatten, skip_serializing)]
+    pub others: BTreeMap<String, serde_json::Value>,
 }
 
 fn none() -> String {

@@ -3,6 +3,7 @@
 use crate::names::plain;
 use crate::peft::config::Pairs;
 use lorafa_ir::Graph;
+use lorafa_passes::targets::Targets;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The ends of a path from a dot on, shortest first; the last is the path.
@@ -11,9 +12,9 @@ fn ends(path: &str) -> impl Iterator<Item = &str> {
     dots.chain([path])
 }
 
-/// Whether PEFT's `target_modules` take a name for a path.
-fn targets(name: &str, path: &str) -> bool {
-    ends(path).any(|end| end == name)
+/// PEFT's `target_modules` with one name.
+fn target(name: &str) -> Targets {
+    Targets::List(vec![name.to_string()])
 }
 
 /// Whether PEFT's patterns take a key for a path: keys are regular expressions, in which a dot is any character.
@@ -39,11 +40,16 @@ pub(super) fn target_modules(
     let mut names = BTreeSet::new();
     let mut excluded = BTreeSet::new();
     for module in chosen {
-        let alone = |name: &&str| !others().any(|other| targets(name, other));
+        let alone = |name: &&str| {
+            let target = target(name);
+            !others().any(|other| target.matches(other).is_some())
+        };
         match ends(module).find(alone) {
             Some(name) => names.insert(name.to_string()),
             None => {
-                excluded.extend(others().filter(|o| targets(module, o)).map(str::to_string));
+                let target = target(module);
+                let taken = others().filter(|other| target.matches(other).is_some());
+                excluded.extend(taken.map(str::to_string));
                 names.insert(module.to_string())
             }
         };

@@ -1,20 +1,38 @@
 //! Adapters that PEFT or this crate saved.
 
-use super::CONFIG;
 use super::config::{Config, Number};
+use super::{CONFIG, Tensor, tensors};
 use crate::adapters::{Adapted, adapted};
 use crate::bind::{fits, set, stored};
 use crate::error::{SaveError, TensorProblem, WeightsError};
-use crate::names::{PEFT_PREFIX, plain, saved_module};
 use crate::shards::{self, ADAPTER, Shards};
 use lorafa_ir::ops::Stored;
-use lorafa_ir::{Graph, TensorType, ValueId};
+use lorafa_ir::{Graph, ValueId};
 use lorafa_passes::targets::{Patterns, TargetsError};
+use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// How far two scales may differ, relative: an exporter writes them as f32.
 const SCALE_TOLERANCE: f64 = 1e-6;
+
+/// How A and B may start: the base weight stays as it is. Others take a part of it away, each time that PEFT loads them.
+const INITS: &[&str] = &["gaussian", "eva", "mica", "orthogonal"];
+
+/// Fields with which an adapter is more than `scale·B·A` next to a weight, or trains more than A and B.
+const VARIANTS: &[&str] = &[
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "layer_replication",
+    "lora_bias",
+    "monteclora_config",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_bdlora",
+    "use_qalora",
+    "velora_config",
+];
 
 /// An adapter folder, memory-mapped.
 #[derive(Clone, Debug)]
@@ -64,17 +82,36 @@ fn unsupported(config: &Config) -> Option<String> {
     if config.use_dora {
         return Some("the adapter uses DoRA, which has no LoRA-FA form".to_string());
     }
+    if let Value::String(init) = &config.init_lora_weights
+        && !INITS.contains(&init.to_lowercase().as_str())
+    {
+        return Some(format!(
+            "`init_lora_weights` is {init}, which changes the base weights; save the adapter with \
+             `path_initial_model_for_weight_conversion`, which makes it a plain LoRA adapter"
+        ));
+    }
+    let others = &config.others;
+    let set = |field: &&&str| others.get(**field).is_some_and(|value| !is_off(value));
+    if let Some(field) = VARIANTS.iter().find(set) {
+        return Some(format!(
+            "`{field}` is set, which plain LoRA has not; give an adapter that was trained without it"
+        ));
+    }
     let bias = &config.bias;
     (bias != "none")
         .then(|| format!("the adapter trains biases (`bias` is {bias}), which is not supported"))
 }
 
-impl Saved {
-    /// What the folder says about the adapter.
-    pub fn config(&self) -> &Config {
-        &self.config
+fn is_off(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Array(entries) => entries.is_empty(),
+        Value::Object(entries) => entries.is_empty(),
+        _ => false,
     }
+}
 
+impl Saved {
     /// The factor on `B·A` of a module.
     fn scale(&self, module: &str) -> f64 {
         let rank = self.ranks.get(module).unwrap_or(self.config.r) as f64;
@@ -95,33 +132,18 @@ impl Saved {
 /// that the graph has no place for. The graph is not changed then. [`WeightsError::Adapter`] if the graph's own adapters
 /// are none that PEFT could hold.
 pub fn bind(graph: &mut Graph, saved: &Saved) -> Result<(), WeightsError> {
-    let adapters = adapted(graph).map_err(|error: SaveError| WeightsError::Adapter {
+    let refused = |error: SaveError| WeightsError::Adapter {
         path: saved.path.clone(),
         what: error.to_string(),
-    })?;
-    let mut wanted: Vec<(String, ValueId, &TensorType)> = Vec::new();
-    let mut problems = Vec::new();
-    for adapter in &adapters {
-        let module = &adapter.module;
-        for (which, (value, param)) in [("A", adapter.a), ("B", adapter.b)] {
-            let name = format!("{PEFT_PREFIX}{module}.lora_{which}.weight");
-            wanted.push((name, value, &param.ty));
-        }
-        problems.extend(other_scale(adapter, saved));
-    }
-    for (value, param) in graph.params() {
-        if param.is_weight() && saved_module(&param.name).is_some() {
-            wanted.push((
-                format!("{PEFT_PREFIX}{}", plain(&param.name)),
-                value,
-                &param.ty,
-            ));
-        }
-    }
+    };
+    let adapters = adapted(graph).map_err(refused)?;
+    let wanted = tensors(graph, &adapters).map_err(refused)?;
+    let scales = adapters.iter().filter_map(|a| other_scale(a, saved));
+    let mut problems: Vec<TensorProblem> = scales.collect();
     let mut values: Vec<(ValueId, Stored)> = Vec::new();
-    for (name, value, ty) in &wanted {
+    for Tensor { name, value, param } in &wanted {
         match saved.tensors.get(name) {
-            Some(tensor) => match fits(name, name, ty, tensor) {
+            Some(tensor) => match fits(name, name, &param.ty, tensor) {
                 Ok(dtype) => values.push((*value, stored(dtype, tensor))),
                 Err(problem) => problems.push(problem),
             },
@@ -131,11 +153,9 @@ pub fn bind(graph: &mut Graph, saved: &Saved) -> Result<(), WeightsError> {
             }),
         }
     }
-    let names: BTreeSet<&str> = wanted.iter().map(|(name, ..)| name.as_str()).collect();
-    let unused = saved
-        .tensors
-        .iter()
-        .filter(|(name, _)| !names.contains(name));
+    let names: BTreeSet<&str> = wanted.iter().map(|tensor| tensor.name.as_str()).collect();
+    let unused = saved.tensors.iter();
+    let unused = unused.filter(|(name, _)| !names.contains(name));
     problems.extend(unused.map(|(name, _)| TensorProblem::Unused {
         tensor: name.to_string(),
     }));

@@ -1,17 +1,16 @@
 //! Adapters as PEFT loads them.
 
 use super::config::{Config, Number, Pairs};
-use super::{CONFIG, patterns};
+use super::{CONFIG, patterns, tensors};
 use crate::adapters::{Adapted, adapted};
 use crate::atomic_dir::StagedDir;
 use crate::error::SaveError;
-use crate::names::{PEFT_PREFIX, plain, saved_module};
+use crate::names::saved_module;
 use crate::safetensors_file::{self, Entry};
 use crate::shards::ADAPTER;
 use crate::values::Values;
-use crate::weight::{self, Layout};
+use crate::weight::{Layout, Weights};
 use lorafa_ir::Graph;
-use lorafa_ir::ops::Param;
 use lorafa_passes::attach_loss::LossKind;
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
@@ -63,33 +62,20 @@ pub fn stage(
     let config = config(graph, &adapters, info);
     let mut json = serde_json::to_vec_pretty(&config).map_err(SaveError::Json)?;
     json.push(b'\n');
-    let mut entries: Vec<(Entry, &Param)> = Vec::new();
-    for adapter in &adapters {
-        for (which, (_, param)) in [("A", adapter.a), ("B", adapter.b)] {
-            let name = format!("{PEFT_PREFIX}{}.lora_{which}.weight", adapter.module);
-            entries.push((entry(name, param, values), param));
-        }
-    }
-    for (_, param) in graph.params() {
-        if param.is_weight() && saved_module(&param.name).is_some() {
-            let name = format!("{PEFT_PREFIX}{}", plain(&param.name));
-            entries.push((entry(name, param, values), param));
-        }
-    }
+    let tensors = tensors(graph, &adapters)?;
+    let entries = tensors.iter().enumerate().map(|(i, tensor)| {
+        let entry = Entry {
+            name: tensor.name.clone(),
+            dtype: values.dtype(tensor.param),
+            shape: tensor.param.ty.known_shape().unwrap_or_default().to_vec(),
+        };
+        (entry, i)
+    });
     staged.file(CONFIG, &json)?;
-    let indexed = entries.iter().enumerate();
-    let indexed = indexed.map(|(i, (entry, _))| (entry.clone(), i)).collect();
-    safetensors_file::write(staged.create(ADAPTER)?, indexed, |i, file| {
-        Ok(file.write(&values.get(entries[i].1)?.in_order())?)
+    safetensors_file::write(staged.create(ADAPTER)?, entries.collect(), |i, file| {
+        let (_, bytes) = values.get(tensors[i].param)?;
+        Ok(file.write(&bytes)?)
     })
-}
-
-fn entry(name: String, param: &Param, values: Values<'_>) -> Entry {
-    Entry {
-        name,
-        dtype: values.dtype(param),
-        shape: param.ty.known_shape().unwrap_or_default().to_vec(),
-    }
 }
 
 fn config(graph: &Graph, adapters: &[Adapted], info: Info<'_>) -> Config {
@@ -113,7 +99,11 @@ fn config(graph: &Graph, adapters: &[Adapted], info: Info<'_>) -> Config {
         .filter(outside)
         .collect();
     let (names, excluded) = patterns::target_modules(&ranks.keys().copied().collect(), &known);
-    let conv1d = |a: &Adapted| weight::layout(graph, &a.module) == Some(Layout::InOut);
+    let weights = Weights::new(graph);
+    let conv1d = |a: &Adapted| {
+        let weight = weights.of(&a.module);
+        weight.is_some_and(|(.., layout)| layout == Some(Layout::InOut))
+    };
     Config {
         alpha_pattern: Pairs(alpha_pattern.collect()),
         base_model_name_or_path: info.base_model.map(str::to_string),
@@ -132,6 +122,7 @@ fn config(graph: &Graph, adapters: &[Adapted], info: Info<'_>) -> Config {
         task_type: info.loss.map(|loss| task(loss).to_string()),
         use_dora: false,
         use_rslora: false,
+        others: BTreeMap::new(),
     }
 }
 

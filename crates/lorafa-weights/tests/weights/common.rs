@@ -54,7 +54,7 @@ pub fn store() -> ExternalStore {
 pub fn given(store: &ExternalStore) -> Values<'_> {
     Values {
         store,
-        trained: &|_| None,
+        trained: None,
     }
 }
 

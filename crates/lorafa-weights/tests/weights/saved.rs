@@ -11,10 +11,11 @@ use lorafa_passes::inject_lora::InjectLora;
 use lorafa_passes::pass::{Options, Pass};
 use lorafa_passes::{Manager, PassCx};
 use lorafa_weights::shards::Shards;
-use lorafa_weights::{Values, bind, merge, peft};
+use lorafa_weights::{Trained, Values, bind, merge, peft};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::error::Error;
 use std::fs;
 use std::path::Path;
 
@@ -81,6 +82,23 @@ fn an_adapter_folder_on_a_plain_model_gives_pytorchs_logits() {
         let off = difference(&logits(&graph, &expected), &expected["logits"]);
         assert!(off < TOLERANCE, "{family}: {off:e}");
     }
+}
+
+/// A folder that PEFT 0.21.2 itself wrote: `build("llama", True).save_pretrained(FOLDER)` with examples/export.py.
+#[test]
+fn pefts_own_adapter_folder_on_a_plain_model_gives_pytorchs_logits() {
+    let (family, lora, plain) = PAIRS[0];
+    let dir = tempfile::tempdir().unwrap();
+    let base = dir.path().join("model.safetensors");
+    common::write(&base, &common::weights_of(&example(lora).0));
+    let (mut graph, options) = example(plain);
+    inject(&mut graph, options, 4, 8.0);
+    bind(&mut graph, &Shards::open(&base).unwrap()).unwrap();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peft-0.21.2");
+    peft::bind(&mut graph, &peft::read(folder).unwrap()).unwrap();
+    let expected = expected(family, "lora");
+    let off = difference(&logits(&graph, &expected), &expected["logits"]);
+    assert!(off < TOLERANCE, "{off:e}");
 }
 
 #[test]
@@ -189,17 +207,53 @@ fn adapters_have_pefts_keys_and_shapes() {
     assert_eq!(file.iter().count(), 2 * 6 * 2 + 4);
 }
 
+/// One B of ones.
+struct Ones;
+
+impl Trained for Ones {
+    fn dtype(&self, name: &str) -> Option<DType> {
+        let b = name.ends_with("q_proj.lora_B.default.weight");
+        b.then_some(DType::BF16)
+    }
+
+    fn read(&self, _: &str) -> Result<Bytes, Box<dyn Error + Send + Sync>> {
+        Ok([0x80, 0x3f].repeat(32 * 4).into())
+    }
+}
+
+/// One number for every parameter.
+struct Short;
+
+impl Trained for Short {
+    fn dtype(&self, _: &str) -> Option<DType> {
+        Some(DType::F32)
+    }
+
+    fn read(&self, _: &str) -> Result<Bytes, Box<dyn Error + Send + Sync>> {
+        Ok(Bytes::from_static(&[0; 4]))
+    }
+}
+
+/// Parameters that cannot be read.
+struct Lost;
+
+impl Trained for Lost {
+    fn dtype(&self, _: &str) -> Option<DType> {
+        Some(DType::F32)
+    }
+
+    fn read(&self, _: &str) -> Result<Bytes, Box<dyn Error + Send + Sync>> {
+        Err("the device is gone".into())
+    }
+}
+
 #[test]
 fn trained_values_go_before_those_of_the_model() {
     let (dir, store) = (tempfile::tempdir().unwrap(), store());
     let (trained, _) = example(PAIRS[0].1);
-    let ones = |name: &str| {
-        let b = name.ends_with("q_proj.lora_B.default.weight");
-        b.then(|| (DType::BF16, Bytes::from([0x80, 0x3f].repeat(32 * 4))))
-    };
     let values = Values {
         store: &store,
-        trained: &ones,
+        trained: Some(&Ones),
     };
     let path = dir.path().join("adapter");
     peft::write(&path, &trained, values, INFO).unwrap();
@@ -208,18 +262,24 @@ fn trained_values_go_before_those_of_the_model() {
     let b = file.get(b).unwrap();
     assert_eq!((b.dtype, &b.bytes[..2]), (Dtype::BF16, &[0x80, 0x3f][..]));
 
-    let short = |_: &str| Some((DType::F32, Bytes::from_static(&[0; 4])));
-    let values = Values {
-        store: &store,
-        trained: &short,
+    let refused = |from: &dyn Trained| {
+        let values = Values {
+            store: &store,
+            trained: Some(from),
+        };
+        let error = peft::write(dir.path().join("refused"), &trained, values, INFO);
+        error.unwrap_err().to_string()
     };
-    let error = peft::write(dir.path().join("short"), &trained, values, INFO).unwrap_err();
-    let text = error.to_string();
+    let text = refused(&Short);
     assert!(
         text.contains("lora_A.default.weight") && text.contains("4 given"),
         "{text}"
     );
-    assert!(!dir.path().join("short").exists());
+    let text = refused(&Lost);
+    assert!(
+        text.contains("lora_A.default.weight` cannot be read: the device is gone"),
+        "{text}"
+    );
     assert_eq!(
         fs::read_dir(dir.path()).unwrap().count(),
         1,
@@ -327,6 +387,39 @@ fn other_kinds_of_adapters_are_refused() {
     assert!(config(json!({"peft_type": "IA3"})).contains("type IA3"));
     assert!(config(json!({"use_dora": true})).contains("DoRA"));
     assert!(config(json!({"bias": "all"})).contains("`bias` is all"));
+    for init in [
+        "pissa",
+        "pissa_niter_16",
+        "olora",
+        "corda",
+        "loftq",
+        "lora_ga",
+    ] {
+        let text = config(json!({"init_lora_weights": init}));
+        assert!(
+            text.contains(&format!("`init_lora_weights` is {init}, which changes"))
+                && text.contains("path_initial_model_for_weight_conversion"),
+            "{text}"
+        );
+    }
+    for (field, value) in [
+        ("alora_invocation_tokens", json!([1, 2])),
+        ("kasa_config", json!({"beta": 0.1})),
+        ("lora_bias", json!(true)),
+        ("layer_replication", json!([[0, 1], [0, 2]])),
+    ] {
+        let text = config(json!({ field: value }));
+        assert!(text.contains(&format!("`{field}` is set")), "{text}");
+    }
+    for init in [
+        json!(true),
+        json!(false),
+        json!("gaussian"),
+        json!("eva"),
+        json!("mica"),
+    ] {
+        assert!(config(json!({"init_lora_weights": init})).contains("no such file"));
+    }
     assert!(config(json!({"rank_pattern": {"(": 3}})).contains("no regular expression"));
     assert!(config(json!({"r": -1})).contains("adapter_config.json"));
     assert!(config(json!({})).contains("adapter_model.safetensors: there is no such file"));

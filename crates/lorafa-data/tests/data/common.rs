@@ -1,7 +1,5 @@
 //! What the tests share: steps, files, and a look at a data set's rows.
 
-#![allow(dead_code, reason = "no test uses all of it")]
-
 use std::fs;
 use std::path::{Path, PathBuf};
 

@@ -1,8 +1,6 @@
 //! Against what transformers, TRL and T5 make of the same texts; `oracle/make.py` has asked them.
 
-mod common;
-
-use common::{Files, answers, load, numbers, row, spec, tokenizer};
+use crate::common::{Files, answers, causal, load, numbers, oracle, row, spec, tokenizer};
 use lorafa_data::{Options, Task, Tokenizer};
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -86,7 +84,7 @@ struct Chat {
 
 #[test]
 fn chats_are_rendered_and_masked_as_in_transformers() {
-    let text = std::fs::read_to_string(common::oracle("chat.json")).expect("an oracle's answers");
+    let text = std::fs::read_to_string(oracle("chat.json")).expect("an oracle's answers");
     let cases: Vec<Chat> = serde_json::from_str(&text).expect("cases");
     for case in cases {
         // A template may not render the same without its {% generation %} blocks.
@@ -111,7 +109,7 @@ fn chats_are_rendered_and_masked_as_in_transformers() {
             let line = format!(r#"{{"messages":{},"tools":{}}}"#, case.messages, case.tools);
             let data = load(
                 &line,
-                &common::causal(1, 1024),
+                &causal(1, 1024),
                 Some(&tokenizer),
                 &Options::default(),
             );
@@ -133,13 +131,8 @@ fn completions_are_masked_as_in_trl() {
     for case in answers.as_array().expect("cases") {
         let tokenizer = tokenizer(text(case, "tokenizer"));
         let line = json!({"prompt": case["prompt"], "completion": case["completion"]}).to_string();
-        let data = load(
-            &line,
-            &common::causal(1, 64),
-            Some(&tokenizer),
-            &Options::default(),
-        )
-        .expect("a row");
+        let data =
+            load(&line, &causal(1, 64), Some(&tokenizer), &Options::default()).expect("a row");
         let (ids, mask) = (numbers(&case["ids"]), numbers(&case["mask"]));
         assert_eq!(row(&data, 0, "input_ids")[..ids.len()], ids, "{case}");
         let trained = ids

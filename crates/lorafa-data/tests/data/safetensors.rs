@@ -1,10 +1,8 @@
 //! Pre-tokenized files.
 
-mod common;
-
 use std::path::PathBuf;
 
-use common::{Files, row, spec};
+use crate::common::{Files, row, spec};
 use lorafa_data::{Dataset, InputSpec, Options, Place, Spec, Task};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;

@@ -1,8 +1,6 @@
 //! Rows of a fixed shape: padding, cutting, packing, splitting, fingerprints.
 
-mod common;
-
-use common::{causal, load, refusal, row, spec, tokenizer};
+use crate::common::{causal, load, refusal, row, spec, tokenizer};
 use lorafa_data::{Dataset, EvalSize, InputSpec, Options, Task};
 use serde_json::json;
 
@@ -131,7 +129,7 @@ fn packed_examples_do_not_predict_each_other() {
         (3, 2, 8, 1)
     );
 
-    let classes = common::spec(Task::SeqCls, &["input_ids", "labels"], 1, 2, 0);
+    let classes = crate::common::spec(Task::SeqCls, &["input_ids", "labels"], 1, 2, 0);
     let error = load(&text, &classes, None, &packed()).expect_err("no packing");
     assert_eq!(
         error.to_string(),

@@ -1,7 +1,6 @@
 //! The order of training.
 
-mod common;
-
+use crate::common::{answers, numbers};
 use lorafa_data::{Position, Sampler};
 
 fn epoch(sampler: &mut Sampler) -> Vec<Vec<usize>> {
@@ -39,10 +38,7 @@ fn every_row_comes_once_an_epoch() {
 
 #[test]
 fn the_order_stays_what_it_is() {
-    for case in common::answers("permutation.json")
-        .as_array()
-        .expect("cases")
-    {
+    for case in answers("permutation.json").as_array().expect("cases") {
         let number = |key: &str| case[key].as_u64().expect("a number");
         let rows = number("rows") as usize;
         let mut sampler = Sampler::new(rows, rows, number("seed"), true).expect("a sampler");
@@ -56,7 +52,7 @@ fn the_order_stays_what_it_is() {
             .into_iter()
             .map(|row| row as i64)
             .collect();
-        assert_eq!(order, common::numbers(&case["order"]));
+        assert_eq!(order, numbers(&case["order"]));
     }
 }
 

@@ -1,9 +1,7 @@
 //! What is read next to a tokenizer.json, and tokenizers that do not fit.
 
-mod common;
-
-use common::{Files, causal, load, refusal, tokenizer};
-use lorafa_data::{Options, Tokenizer};
+use crate::common::{Files, causal, load, oracle, refusal, row, spec, tokenizer};
+use lorafa_data::{Options, Task, Tokenizer};
 
 fn refused(files: &Files, path: &std::path::Path) -> String {
     let error = Tokenizer::open(path)
@@ -65,6 +63,52 @@ fn special_tokens_come_from_both_files() {
             .decoder_start_id(),
         2
     );
+}
+
+#[test]
+fn a_start_token_is_one_of_the_models() {
+    let files = Files::new();
+    let path = files.tokenizer("t5");
+    let vocab = tokenizer("t5").vocab();
+    let line = r#"{"source": "Hello", "target": "there"}"#;
+    let mut with = spec(
+        Task::Seq2Seq,
+        &["input_ids", "labels", "decoder_input_ids"],
+        1,
+        8,
+        8,
+    );
+    let mut without = spec(Task::Seq2Seq, &["input_ids", "labels"], 1, 8, 8);
+    (with.vocab, without.vocab) = (Some(vocab), Some(vocab));
+    let digests: Vec<[String; 2]> = [vocab - 1, vocab - 2]
+        .into_iter()
+        .map(|start| {
+            let config = format!(r#"{{"decoder_start_token_id": {start}}}"#);
+            files.write("config.json", config);
+            let t5 = Tokenizer::open(&path).expect("a tokenizer");
+            [&with, &without].map(|spec| {
+                let data = load(line, spec, Some(&t5), &Options::default()).expect("a row");
+                if spec == &with {
+                    assert_eq!(row(&data, 0, "decoder_input_ids")[0], start as i64);
+                }
+                data.digest()
+            })
+        })
+        .collect();
+    // Which token it is counts where it is read.
+    assert_ne!(digests[0][0], digests[1][0]);
+    assert_eq!(digests[0][1], digests[1][1]);
+
+    let config = format!(r#"{{"decoder_start_token_id": {vocab}}}"#);
+    let config = files.write("config.json", config);
+    let t5 = Tokenizer::open(&path).expect("a tokenizer");
+    let expected = format!(
+        "{}: `decoder_start_token_id` is {vocab}, and the model's vocabulary has {vocab} entries; use the config.json \
+         that belongs to the model",
+        config.display()
+    );
+    assert_eq!(refusal(line, &with, Some(&t5)), expected);
+    assert!(load(line, &without, Some(&t5), &Options::default()).is_ok());
 }
 
 #[test]
@@ -183,8 +227,7 @@ fn damaged_files_do_not_panic() {
         (state >> 33) as usize % n
     };
     for family in ["llama3", "t5", "bert"] {
-        let whole =
-            std::fs::read(common::oracle(family).join("tokenizer.json")).expect("a tokenizer");
+        let whole = std::fs::read(oracle(family).join("tokenizer.json")).expect("a tokenizer");
         for _ in 0..100 {
             let mut bytes = whole.clone();
             let at = below(bytes.len());
@@ -206,8 +249,8 @@ fn damaged_files_do_not_panic() {
 #[test]
 fn a_post_processor_must_define_its_tokens() {
     let files = Files::new();
-    let text = std::fs::read_to_string(common::oracle("llama2").join("tokenizer.json"))
-        .expect("a tokenizer");
+    let text =
+        std::fs::read_to_string(oracle("llama2").join("tokenizer.json")).expect("a tokenizer");
     let known = r#""special_tokens":{"<s>":"#;
     assert!(text.contains(known));
     let path = files.write(

@@ -1,8 +1,6 @@
 //! What each form of line becomes, and what is said about lines of no form.
 
-mod common;
-
-use common::{Files, causal, load, refusal, row, spec, tokenizer};
+use crate::common::{Files, causal, load, refusal, row, spec, tokenizer};
 use lorafa_data::{Dataset, Form, Options, Spec, Task, Tokenizer};
 use serde_json::json;
 
@@ -328,7 +326,7 @@ fn lines_of_no_form_say_which_forms_there_are() {
     let message = refusal("\n{\"body\": \"x\"}\n", &causal(1, 8), Some(&gpt2));
     assert_eq!(
         message,
-        "data.jsonl:2: found the keys `body`; data for causal-lm has one of the forms {\"text\"}, {\"prompt\", \
+        "data.jsonl:2: found values for `body`; data for causal-lm has one of the forms {\"text\"}, {\"prompt\", \
          \"completion\"}, {\"messages\"}, {\"conversations\"}, {\"instruction\", \"output\"}, {\"input_ids\"}"
     );
     let both = r#"{"instruction": "a", "output": "b", "text": "c"}"#;
@@ -388,6 +386,35 @@ fn lines_of_no_form_say_which_forms_there_are() {
             "{line}"
         );
     }
+}
+
+#[test]
+fn keys_that_are_null_are_not_there() {
+    let gpt2 = tokenizer("gpt2");
+    let pairs = [
+        (
+            r#"{"text": "a", "messages": null , "prompt":null, "completion": null}"#,
+            r#"{"text": "a"}"#,
+        ),
+        (
+            r#"{"instruction": "a", "input": null, "output": "b"}"#,
+            r#"{"instruction": "a", "output": "b"}"#,
+        ),
+        (
+            r#"{"input_ids": [1, 2], "labels": null, "attention_mask": null}"#,
+            r#"{"input_ids": [1, 2]}"#,
+        ),
+    ];
+    for (line, same) in pairs {
+        assert_eq!(trained(line, &gpt2), trained(same, &gpt2), "{line}");
+    }
+    let message = refusal(r#"{"text": null}"#, &causal(1, 8), Some(&gpt2));
+    assert!(
+        message.starts_with(
+            "data.jsonl:1: found values for nothing; data for causal-lm has one of the forms"
+        ),
+        "{message}"
+    );
 }
 
 #[test]
