@@ -77,6 +77,12 @@ pub fn stages(method: Method) -> Vec<Stage> {
     [SHARED, own(method)].concat()
 }
 
+/// The passes that make one op of several.
+pub fn fusions() -> impl Iterator<Item = &'static dyn Pass> {
+    let all = all().into_iter();
+    all.filter(|pass| pass.name().starts_with("fuse-"))
+}
+
 /// Every pass once, in pipeline order.
 pub fn all() -> Vec<&'static dyn Pass> {
     let mut passes: Vec<&'static dyn Pass> = Vec::new();

@@ -8,7 +8,8 @@ use std::collections::BTreeSet;
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Passes")]
 pub struct PassArgs {
-    /// Leave attention, norms, activations and rotary embeddings in the ops that the exporter wrote.
+    /// Leave attention, norms, activations, rotary embeddings, the loss and sums of products in the ops that the exporter
+    /// wrote.
     #[arg(long)]
     pub no_fuse: bool,
 
@@ -20,7 +21,7 @@ pub struct PassArgs {
 impl PassArgs {
     /// The names of passes to leave out.
     pub fn disabled(&self) -> BTreeSet<&'static str> {
-        let fusions = registry::FUSE.iter().filter(|_| self.no_fuse);
+        let fusions = registry::fusions().filter(|_| self.no_fuse);
         let fusions = fusions.map(|pass| pass.name());
         fusions.chain(self.disable.iter().copied()).collect()
     }
