@@ -372,12 +372,13 @@ fn large_reductions_allocate_nothing() {
 /// decomposes into.
 #[test]
 fn blocks_of_attention_make_the_whole() {
-    let (long, many) = ([1, 1700, 1500], [5, 300, 280]);
+    let (long, some, many) = ([1, 1700, 1500], [5, 300, 280], [5, 200, 180]);
     for (sizes, attrs) in [
         (long, "scale=0.25"),
         (long, "causal, scale=0.25"),
         (long, "causal, scale=0.25, window=700"),
         (long, "causal, scale=0.25, window=1800"),
+        (some, "causal, scale=0.25"),
         (many, "scale=0.25"),
         (many, "causal, scale=0.25, window=30"),
     ] {
