@@ -17,7 +17,21 @@ fn rows(x: &View, axis: usize) -> Result<View, KernelError> {
     x.reshaped(&shape)
 }
 
-/// `Σ a·b` along each row; `var` allocates where there is one row.
+/// `Σ x²` along axes; `var` allocates where there is one row.
+pub(super) fn squares(x: &View, axes: &[i64], out: &View, cx: &mut Cx<'_>) -> Emitted {
+    let args = [
+        x.into(),
+        In::Double(2.0),
+        In::Ints(axes),
+        In::Bool(true),
+        In::None,
+        out.into(),
+    ];
+    cx.call("linalg_vector_norm", "out", &args)?;
+    cx.mul(out, out, out)
+}
+
+/// `Σ a·b` along each row.
 fn dots(a: &View, b: &View, out: &View, cx: &mut Cx<'_>) -> Emitted {
     let rows = out.elements();
     let row = a.elements() / rows.max(1);
@@ -111,7 +125,7 @@ fn normalize(
     cx.sum(x, &reduced(x, op.axis), true, mean)?;
     cx.call("div", "out", &[mean.into(), number.into(), mean.into()])?;
     cx.sub(x, mean, 1, y)?;
-    dots(y, y, rstd, cx)?;
+    squares(y, &reduced(y, op.axis), rstd, cx)?;
     cx.call("div", "out", &[rstd.into(), number.into(), rstd.into()])?;
     cx.fill(number, op.eps.0)?;
     cx.add(rstd, number, In::Int(1), rstd)?;

@@ -5,6 +5,7 @@
 use lorafa_ir::layout::rows_at_once;
 use lorafa_ir::ops::{RmsNorm, RmsNormGrad};
 
+use super::layer_norm::squares;
 use super::{Cx, Emitted, In};
 use crate::error::KernelError;
 use crate::view::View;
@@ -13,14 +14,6 @@ use crate::view::View;
 fn rows(x: &View, axis: usize) -> Result<View, KernelError> {
     let (rows, row) = x.shape().split_at(axis);
     x.reshaped(&[rows.iter().product(), row.iter().product()])
-}
-
-/// `out = Σ a·b` along each row.
-fn dots(a: &View, b: &View, out: &View, cx: &mut Cx<'_>) -> Emitted {
-    let (rows, row) = (a.shape()[0], a.shape()[1]);
-    let (a, b) = (a.reshaped(&[rows, 1, row])?, b.reshaped(&[rows, row, 1])?);
-    let out = out.reshaped(&[rows, 1, 1])?;
-    cx.call("bmm", "out", &[(&a).into(), (&b).into(), (&out).into()])
 }
 
 pub(super) fn forward(op: RmsNorm, cx: &mut Cx<'_>) -> Emitted {
@@ -42,7 +35,7 @@ pub(super) fn forward(op: RmsNorm, cx: &mut Cx<'_>) -> Emitted {
     }
     // 1/√(Σx²/n + eps), then x·rstd.
     let normalize = |x: &View, rstd: &View, y: &View, cx: &mut Cx<'_>| {
-        dots(x, x, rstd, cx)?;
+        squares(x, &[1], rstd, cx)?;
         cx.add(&eps, rstd, In::Double(1.0 / row as f64), rstd)?;
         cx.map("rsqrt", rstd, rstd)?;
         cx.mul(x, rstd, y)
@@ -65,14 +58,10 @@ pub(super) fn forward(op: RmsNorm, cx: &mut Cx<'_>) -> Emitted {
 /// See [`RmsNormGrad`] for the formulas. With `p = Σ g·x`, the term along `x` is `x·p·rstd²/n`.
 pub(super) fn backward(op: RmsNormGrad, cx: &mut Cx<'_>) -> Emitted {
     let wide = cx.ins[3].dtype;
-    let (half, trained) = (cx.ins[1].dtype != wide, op.weight);
+    let half = cx.ins[1].dtype != wide;
     let (dx, rstd) = (rows(&cx.outs[0], op.axis)?, rows(&cx.ins[3], op.axis)?);
     let (count, row) = (dx.shape()[0], dx.shape()[1]);
-    let at_once = if half || trained {
-        rows_at_once(count, row * wide.size())
-    } else {
-        count
-    };
+    let at_once = rows_at_once(count, row * wide.size());
 
     let numbers = cx.scratch(wide, &[at_once, 1]);
     let (dy, x) = (cx.row_major(&cx.ins[0])?, cx.row_major(&cx.ins[1])?);
@@ -88,8 +77,9 @@ pub(super) fn backward(op: RmsNormGrad, cx: &mut Cx<'_>) -> Emitted {
     } else {
         cx.row_major(&cx.ins[2])?
     };
+    let column = weight.reshaped(&[row, 1])?;
     let weight = weight.reshaped(&[1, row])?;
-    let product = trained.then(|| cx.scratch(wide, &[at_once, row]));
+    let product = cx.scratch(wide, &[at_once, row]);
     let sum = match cx.outs.get(1) {
         Some(_) if half => Some(cx.scratch(wide, &[1, row])),
         Some(out) => Some(out.reshaped(&[1, row])?),
@@ -110,9 +100,12 @@ pub(super) fn backward(op: RmsNormGrad, cx: &mut Cx<'_>) -> Emitted {
             cx.copy(&wide_x, &x)?;
             (dy, x, g) = (wide_dy.clone(), wide_x, wide_dy);
         }
-        if let (Some(product), Some(sum)) = (&product, &sum) {
-            let product = product.narrow(0, 0, len);
-            cx.mul(&dy, &x, &product)?;
+        let product = product.narrow(0, 0, len);
+        cx.mul(&dy, &x, &product)?;
+        let p = numbers.narrow(0, 0, len);
+        let args = [(&product).into(), (&column).into(), (&p).into()];
+        cx.call("mm", "out", &args)?;
+        if let Some(sum) = &sum {
             let line = rstd.reshaped(&[1, len])?;
             if from == 0 {
                 let args = [(&line).into(), (&product).into(), sum.into()];
@@ -130,9 +123,7 @@ pub(super) fn backward(op: RmsNormGrad, cx: &mut Cx<'_>) -> Emitted {
                 cx.call("addmm", "out", &args)?;
             }
         }
-        let p = numbers.narrow(0, 0, len);
         cx.mul(&dy, &weight, &g)?;
-        dots(&g, &x, &p, cx)?;
         cx.mul(&p, &rstd, &p)?;
         cx.mul(&p, &rstd, &p)?;
         let minus_mean = In::Double(-1.0 / row as f64);

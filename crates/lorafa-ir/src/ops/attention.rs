@@ -39,8 +39,15 @@ pub struct Attention {
 /// Scores up to here count as minus infinity: models mask with the least number of f32 or bf16.
 pub const UNSEEN: f64 = -1e38;
 
-/// Bytes of scores that a kernel has at once, unless one row of every head takes more.
-const BLOCK_BYTES: u64 = 32 << 20;
+/// Bytes of scores, and of copies, that a kernel has at once: those that stay in a CPU's cache from one call to the next,
+/// and are enough that a call costs little beside what it does.
+const BLOCK_BYTES: u64 = 4 << 20;
+
+/// Rows of a block, even if their scores are more: products of fewer leave a GPU idle.
+const BLOCK_ROWS: u64 = 128;
+
+/// Bytes of the scores of these, unless one row of every head takes more.
+const MOST_BYTES: u64 = 32 << 20;
 
 /// The sizes of an attention in numbers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -59,8 +66,19 @@ pub struct AttentionSizes {
     pub width: u64,
     /// Elements of a value.
     pub value_width: u64,
+    /// The element type of queries, keys and values.
+    pub dtype: DType,
     /// The element type of scores.
     pub wide: DType,
+}
+
+/// What a kernel of an attention works on at once: all rows, if of more than one sequence.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct AttentionBlock {
+    /// Sequences.
+    pub sequences: u64,
+    /// Queries of every head of each.
+    pub rows: u64,
 }
 
 impl AttentionSizes {
@@ -78,6 +96,7 @@ impl AttentionSizes {
             keys: *keys,
             width: *width,
             value_width: *value_width,
+            dtype,
             wide: wide(dtype),
         })
     }
@@ -88,15 +107,56 @@ impl AttentionSizes {
         Self::new(q.dtype, shapes.each_ref().map(|shape| shape.as_slice()))
     }
 
-    /// How many queries of every head a kernel takes at once that keeps so many matrices of scores.
-    pub fn block(&self, matrices: u64) -> u64 {
-        let row = self.heads * self.keys * self.wide.size() * matrices;
-        (BLOCK_BYTES / row.max(1)).clamp(1, self.rows.max(1))
+    /// What a kernel takes at once that keeps so many matrices of scores.
+    pub fn block(&self, matrices: u64) -> AttentionBlock {
+        let one = matrices * self.heads * self.wide.size();
+        let (scores, copies) = (one * self.keys, one * 2 * (self.width + self.value_width));
+        let most = MOST_BYTES / scores.max(1);
+        let rows = BLOCK_BYTES / scores.max(1);
+        let sequences = BLOCK_BYTES / (self.rows * (scores + copies)).max(1);
+        AttentionBlock {
+            sequences: sequences.clamp(1, self.batch.max(1)),
+            rows: rows.max(BLOCK_ROWS.min(most)).clamp(1, self.rows.max(1)),
+        }
+    }
+
+    /// Whether a kernel reads an operand `[batch, heads, rows, width]` from a copy: one of 16 bits, one whose matrices BLAS
+    /// cannot read, one of several sequences at once whose heads are not evenly apart.
+    pub fn copies(&self, block: AttentionBlock, operand: &Layout) -> bool {
+        let evenly = match (operand.shape.as_slice(), operand.strides.as_slice()) {
+            ([_, heads, ..], [far, near, ..]) => *heads == 1 || *far == heads * near,
+            _ => true,
+        };
+        self.dtype.is_half() || !operand.matrix_fits() || block.sequences > 1 && !evenly
+    }
+
+    /// Whether a kernel has a result `[batch, rows, heads, width]` elsewhere before it is written.
+    pub fn collects(&self, block: AttentionBlock) -> bool {
+        self.dtype.is_half() || block.sequences > 1
     }
 
     /// Bytes of numbers in the type of scores.
     pub(super) fn bytes(&self, numbers: u64) -> u64 {
         numbers * self.wide.size()
+    }
+
+    /// Scores of a block, and how many rows of heads they are.
+    pub(super) fn of_block(&self, block: AttentionBlock) -> (u64, u64) {
+        let rows = block.sequences * self.heads * block.rows;
+        (rows * self.keys, rows)
+    }
+
+    /// Bytes of what scores are masked with: a triangle, and a block of the mask as numbers.
+    pub(super) fn mask_bytes(
+        &self,
+        block: AttentionBlock,
+        causal: bool,
+        mask: Option<&TensorType>,
+    ) -> [u64; 2] {
+        let triangle = if causal { block.rows * block.rows } else { 0 };
+        let mask = mask.and_then(|mask| part(block, mask));
+        let mask = mask.map_or(0, |shape| shape.iter().product());
+        [self.bytes(triangle), self.bytes(mask)]
     }
 }
 
@@ -116,27 +176,19 @@ pub(super) fn extras<'a>(
     (find(true), find(false))
 }
 
-/// Whether BLAS does not take an operand as it is: one of 16 bits, or one whose matrices it cannot read.
-pub(super) fn copied((ty, layout): (&TensorType, &Layout)) -> bool {
-    ty.dtype.is_half() || !layout.matrix_fits()
-}
-
-/// Bytes of the part of a bias that belongs to one block, in the type of scores; nothing if it has that type.
-pub(super) fn bias_bytes(s: &AttentionSizes, rows: u64, bias: Option<&TensorType>) -> u64 {
-    let Some(bias) = bias.filter(|bias| bias.dtype != s.wide) else {
-        return 0;
-    };
-    bias_block(rows, bias).map_or(0, |shape| s.bytes(shape.iter().product()))
-}
-
-/// The part of a bias that belongs to one block of rows.
-pub(super) fn bias_block(rows: u64, bias: &TensorType) -> Option<[u64; 3]> {
-    let shape = bias.known_shape()?;
+/// The part of a mask or a bias that belongs to a block.
+pub(super) fn part(block: AttentionBlock, extra: &TensorType) -> Option<[u64; 4]> {
+    let shape = extra.known_shape()?;
     let at = |from_end: usize| {
         let axis = shape.len().checked_sub(from_end);
         axis.map_or(1, |axis| shape[axis])
     };
-    Some([at(3), at(2).min(rows), at(1)])
+    Some([
+        at(4).min(block.sequences),
+        at(3),
+        at(2).min(block.rows),
+        at(1),
+    ])
 }
 
 impl Attention {
@@ -369,37 +421,35 @@ impl Operator for Attention {
         Ok(())
     }
 
-    /// The scores of a block of rows, for each of them its largest score and weight, the triangle that a causal one sees;
-    /// copies of what BLAS does not read as it is, keys and values of one sequence, the rest of the block.
+    /// The scores of a block, for each of its rows the largest score and weight and whether it sees anything, what scores
+    /// are masked with; copies of operands that are not read as they are, and a result that is not written as it is made.
     fn scratch(&self, operands: &[(&TensorType, &Layout)], _: &[&TensorType]) -> u64 {
         let types: Vec<&TensorType> = operands.iter().map(|(ty, _)| *ty).collect();
         let Some(s) = AttentionSizes::of(types[0], types[1], types[2]) else {
             return 0;
         };
-        let (mask, bias) = extras(&types[3..]);
-        let rows = s.block(1);
+        let (mask, _) = extras(&types[3..]);
+        let block = s.block(1);
+        let (scores, rows) = s.of_block(block);
         let blind = self.may_see_nothing(operands.len());
-        let when = |on: bool, bytes: u64| if on { bytes } else { 0 };
-        pieces([
-            s.bytes(s.heads * rows * s.keys),
-            s.bytes(s.heads * rows),
-            s.bytes(s.heads * rows),
-            when(self.causal, rows * rows),
-            when(self.causal || mask.is_some(), s.bytes(1)),
-            when(blind, s.heads * rows),
-            when(blind, s.bytes(1)),
-            when(copied(operands[1]), s.bytes(s.groups * s.keys * s.width)),
-            when(
-                copied(operands[2]),
-                s.bytes(s.groups * s.keys * s.value_width),
-            ),
-            when(copied(operands[0]), s.bytes(s.heads * rows * s.width)),
-            when(
-                types[0].dtype.is_half(),
-                s.bytes(s.heads * rows * s.value_width),
-            ),
-            bias_bytes(&s, rows, bias),
-        ])
+        let when = |on: bool, numbers: u64| if on { s.bytes(numbers) } else { 0 };
+        let copy = |slot: usize, numbers: u64| when(s.copies(block, operands[slot].1), numbers);
+        let keys = block.sequences * s.groups * s.keys;
+        let own = [
+            s.bytes(scores),
+            s.bytes(rows),
+            s.bytes(rows),
+            when(blind, rows),
+            when(blind, 1),
+        ];
+        let copies = [
+            copy(0, rows * s.width),
+            copy(1, keys * s.width),
+            copy(2, keys * s.value_width),
+            when(s.collects(block), rows * s.value_width),
+        ];
+        let masks = s.mask_bytes(block, self.causal, mask);
+        pieces(own.into_iter().chain(masks).chain(copies))
     }
 
     fn flops(&self, operands: &[&TensorType], _: &[&TensorType]) -> u64 {

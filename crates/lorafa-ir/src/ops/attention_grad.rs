@@ -1,8 +1,10 @@
 //! The gradient of `attention`.
 
-use super::attention::{bias_block, bias_bytes, copied, extras, spread};
+use super::attention::{extras, part, spread};
 use super::attrs::Attrs;
-use super::{Attention, AttentionSizes, Op, Operator, ReduceKind, Types, UnaryKind};
+use super::{
+    Attention, AttentionBlock, AttentionSizes, Op, Operator, ReduceKind, Types, UnaryKind,
+};
 use crate::build::Built;
 use crate::dim::Bindings;
 use crate::ids::ValueId;
@@ -11,7 +13,8 @@ use crate::patch::{Patch, PatchError, Results};
 use crate::types::{Shape, TensorType, TypeError, line_up};
 
 /// `attention_grad dout, q, k, v, out, lse, mask, bias {scale=0.125, causal, window=4096, bias}` gives the gradients of
-/// queries, keys and values, and of the bias if asked. Mask and bias are there if the attention has them.
+/// queries, keys and values, and of the bias if asked. Mask and bias are there if the attention has them; `out` and `lse`
+/// are what it gave.
 ///
 /// The first three are `[batch, rows, heads, width]`, as the products that follow read them; the bias's is in the type of
 /// `lse`. Weights are computed again, block by block.
@@ -86,45 +89,43 @@ impl Operator for AttentionGrad {
         Some((*self).into())
     }
 
-    /// The weights of a block of rows and their gradients, a product and a sum for each of its rows, the triangle that a
-    /// causal one sees; copies of what BLAS does not read as it is and sums that are narrower in the end, of keys and
-    /// values for one sequence, the rest for the block.
+    /// The weights of a block and their gradients, for each of its rows whether it sees anything, what scores are masked
+    /// with; copies of operands that are not read as they are, results that are not written as they are made, and the part
+    /// of the bias's gradient.
     fn scratch(&self, operands: &[(&TensorType, &Layout)], _: &[&TensorType]) -> u64 {
         let types: Vec<&TensorType> = operands.iter().map(|(ty, _)| *ty).collect();
         let Some(s) = AttentionSizes::of(types[1], types[2], types[3]) else {
             return 0;
         };
         let (mask, bias) = extras(&types[6..]);
-        let rows = s.block(2);
-        let half = types[1].dtype.is_half();
-        let when = |on: bool, bytes: u64| if on { bytes } else { 0 };
-        let d_out = heads_first(operands[0].1);
-        let (queries, values) = (s.heads * rows * s.width, s.heads * rows * s.value_width);
-        let (keys, sums) = (
-            s.groups * s.keys * s.width,
-            s.groups * s.keys * s.value_width,
-        );
-        let bias_part = bias.filter(|_| self.bias).map_or(0, |bias| {
-            let part = bias_block(rows, bias).filter(|_| summed(&s, bias));
-            part.map_or(0, |shape| s.bytes(shape.iter().product()))
-        });
-        pieces([
-            s.bytes(s.heads * rows * s.keys),
-            s.bytes(s.heads * rows * s.keys),
-            s.bytes(values),
-            s.bytes(s.heads * rows),
-            when(self.of.causal, rows * rows),
-            when(self.of.causal || mask.is_some(), s.bytes(1)),
-            when(copied(operands[2]), s.bytes(keys)),
-            when(copied(operands[3]), s.bytes(sums)),
-            when(copied(operands[1]), s.bytes(queries)),
-            when(copied((types[0], &d_out)), s.bytes(values)),
-            when(half, s.bytes(queries)),
-            when(half, s.bytes(keys)),
-            when(half, s.bytes(sums)),
-            bias_bytes(&s, rows, bias),
-            bias_part,
-        ])
+        let block = s.block(2);
+        let (scores, rows) = s.of_block(block);
+        let blind = self.of.may_see_nothing(operands.len() - 3);
+        let when = |on: bool, numbers: u64| if on { s.bytes(numbers) } else { 0 };
+        let copy = |slot: usize, numbers: u64| when(s.copies(block, operands[slot].1), numbers);
+        let keys = block.sequences * s.groups * s.keys;
+        let d_out = s.copies(block, &heads_first(operands[0].1));
+        let result = |numbers: u64| when(s.collects(block), numbers);
+        let bias = bias.filter(|bias| self.bias && summed(&s, block, bias));
+        let bias = bias.and_then(|bias| part(block, bias));
+        let own = [
+            s.bytes(scores),
+            s.bytes(scores),
+            when(blind, rows),
+            when(blind, 1),
+        ];
+        let copies = [
+            copy(1, rows * s.width),
+            copy(2, keys * s.width),
+            copy(3, keys * s.value_width),
+            when(d_out || blind, rows * s.value_width),
+            result(rows * s.width),
+            result(keys * s.width),
+            result(keys * s.value_width),
+            bias.map_or(0, |shape| s.bytes(shape.iter().product())),
+        ];
+        let masks = s.mask_bytes(block, self.of.causal, mask);
+        pieces(own.into_iter().chain(masks).chain(copies))
     }
 
     fn flops(&self, operands: &[&TensorType], _: &[&TensorType]) -> u64 {
@@ -141,16 +142,16 @@ impl Operator for AttentionGrad {
 }
 
 /// Whether the bias's gradient is a sum over an axis of a block.
-pub(super) fn summed(s: &AttentionSizes, bias: &TensorType) -> bool {
-    let Some(shape) = bias.known_shape() else {
-        return false;
-    };
-    let full = [s.heads, s.rows, s.keys];
-    let short = |from_end: usize| {
-        let axis = shape.len().checked_sub(from_end);
-        axis.is_none_or(|axis| shape[axis] == 1) && full[3 - from_end] != 1
-    };
-    (1..=3).any(short)
+fn summed(s: &AttentionSizes, block: AttentionBlock, bias: &TensorType) -> bool {
+    let full = [block.sequences, s.heads, s.rows, s.keys];
+    let lasting = part(
+        AttentionBlock {
+            sequences: s.batch,
+            rows: s.rows,
+        },
+        bias,
+    );
+    lasting.is_some_and(|shape| shape.iter().zip(full).any(|(n, full)| *n == 1 && full != 1))
 }
 
 impl AttentionGrad {

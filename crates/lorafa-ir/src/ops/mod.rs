@@ -39,7 +39,7 @@ mod unary;
 pub use accumulate::{Accumulate, Blocks};
 pub use activation::{Activation, ActivationGrad, ActivationKind};
 pub use adamw::{AdamW, AdamWForm};
-pub use attention::{Attention, AttentionSizes, UNSEEN};
+pub use attention::{Attention, AttentionBlock, AttentionSizes, UNSEEN};
 pub use attention_grad::AttentionGrad;
 pub use binary::{Binary, BinaryKind};
 pub use cast::Cast;

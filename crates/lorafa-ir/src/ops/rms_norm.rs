@@ -185,18 +185,14 @@ impl Operator for RmsNormGrad {
         &[0]
     }
 
-    /// A number a row; operands that are not row-major in that order; for the weight's gradient some rows of a
-    /// product. Of 16-bit operands also as many rows of `dy` and `x`, the weight and its gradient, in f32.
+    /// Of some rows at a time a product and a number each; operands that are not row-major in that order. Of 16-bit
+    /// operands also as many rows of `dy` and `x`, the weight and its gradient, in f32.
     fn scratch(&self, operands: &[(&TensorType, &Layout)], _: &[&TensorType]) -> u64 {
         let [dy, x, weight, rstd] = [operands[0], operands[1], operands[2], operands[3]];
         let wide = rstd.0.dtype;
         let (rows, row) = sizes(self.axis, x.0);
         let half = x.0.dtype != wide;
-        let at_once = if half || self.weight {
-            rows_at_once(rows, row * wide.size())
-        } else {
-            rows
-        };
+        let at_once = rows_at_once(rows, row * wide.size());
         let (numbers, some) = (at_once * wide.size(), at_once * row * wide.size());
         let vector = super::bytes_as(wide, weight.0);
         let given = [
@@ -207,7 +203,7 @@ impl Operator for RmsNormGrad {
             (half, some),
             (half, vector),
             (!half, super::row_major(weight)),
-            (self.weight, some),
+            (true, some),
             (half && self.weight, vector),
         ];
         pieces(

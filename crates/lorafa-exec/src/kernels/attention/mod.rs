@@ -1,0 +1,100 @@
+//! `attention` and its gradient, a block at a time: some query rows of every head, or all of some sequences.
+//!
+//! The scores of one block are all that there is of them at once:
+//!
+//! ```text
+//!   scores = scale·q·kᵀ + bias     [shares, sequences, groups, rows, keys up to the block's last row if causal]
+//!   out    = softmax(scores)·v       and lse = the row's largest score − log of its largest weight
+//! ```
+//!
+//! Query heads that read one group of keys are a batch axis of their own, so that keys and values are read where they
+//! lie. The heads of several sequences are one batch to BLAS if they are evenly apart; those that are not are copied, as
+//! are 16-bit operands, which are widened, and what BLAS cannot read: keys and values once for the sequences of a block,
+//! the rest a block at a time. Scores and sums are never narrower than f32.
+
+mod backward;
+mod forward;
+mod operands;
+mod scores;
+
+pub(super) use backward::backward;
+pub(super) use forward::forward;
+
+use lorafa_ir::ops::AttentionSizes;
+
+use super::matmul::tidy;
+use super::{Cx, Emitted, In};
+use crate::error::KernelError;
+use crate::view::View;
+
+type Made<T> = Result<T, KernelError>;
+
+/// The axis of keys of `[shares, sequences, groups, rows, keys]`.
+const KEYS: i64 = 4;
+
+/// `[batch, rows, heads, n]` as `[batch, heads, rows, n]`, or the other way round.
+fn heads_first(x: &View) -> View {
+    let mut view = x.clone();
+    view.layout.shape.swap(1, 2);
+    view.layout.strides.swap(1, 2);
+    view
+}
+
+/// `[sequences, heads, rows, n]` as `[shares, sequences, groups, rows, n]`; query head `group·shares + share` is one of
+/// `shares`, one of keys or of a mask that all heads have is all shares' own.
+fn by_share(x: &View, s: &AttentionSizes) -> View {
+    let [sequences, heads, rows, n] = [0, 1, 2, 3].map(|axis| x.layout.shape[axis]);
+    let [next, far, down, along] = [0, 1, 2, 3].map(|axis| x.layout.strides[axis]);
+    let shares = if heads == s.heads {
+        (s.heads / s.groups.max(1)).max(1)
+    } else {
+        1
+    };
+    let mut view = x.clone();
+    view.layout.shape = [shares, sequences, heads / shares, rows, n]
+        .as_slice()
+        .into();
+    view.layout.strides = [far, next, far * shares, down, along].as_slice().into();
+    view
+}
+
+/// `out = beta·out + alpha·a·b` for `[shares, sequences, groups, …]`, an axis of one share being all shares' own.
+fn products(cx: &mut Cx<'_>, [a, b, out]: [&View; 3], beta: f64, alpha: f64) -> Emitted {
+    let shares = [a, b, out].map(|x| x.shape()[0]);
+    for share in 0..shares.into_iter().max().unwrap_or(0) {
+        let of = |x: &View| {
+            let x = x.select(0, if x.shape()[0] == 1 { 0 } else { share });
+            let [sequences, groups, m, n] = [0, 1, 2, 3].map(|axis| x.layout.shape[axis]);
+            if sequences == 1 {
+                return Ok(x.select(0, 0));
+            }
+            x.reshaped(&[sequences * groups, m, n])
+        };
+        // The first share begins a sum, the others add to it.
+        let beta = if out.shape()[0] == 1 && share > 0 {
+            1.0
+        } else {
+            beta
+        };
+        let (a, b, out) = (tidy(&of(a)?), tidy(&of(b)?), of(out)?);
+        let args = [
+            (&out).into(),
+            (&a).into(),
+            (&b).into(),
+            In::Double(beta),
+            In::Double(alpha),
+        ];
+        cx.call("baddbmm_", "", &args)?;
+    }
+    Ok(())
+}
+
+fn softmax(cx: &mut Cx<'_>, scores: &View) -> Emitted {
+    let args = [scores.into(), In::Int(KEYS), In::Bool(false), scores.into()];
+    cx.call("_softmax", "out", &args)
+}
+
+fn sizes([q, k, v]: [&View; 3]) -> Made<AttentionSizes> {
+    let sizes = AttentionSizes::new(q.dtype, [q.shape(), k.shape(), v.shape()]);
+    sizes.ok_or_else(|| KernelError::Unsupported(format!("attention of {:?}", q.layout)))
+}
