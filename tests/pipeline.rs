@@ -53,7 +53,8 @@ fn checked(graph: &Graph, what: &str) -> u64 {
     report.peak_bytes
 }
 
-/// Without any pass that no other needs there are sound plans, too, and larger ones without all that fuse.
+/// Without any pass that no other needs there are sound plans, too, and larger ones without all that fuse. Of full
+/// fine-tuning on a few tokens gradients are at the peak, not what is saved.
 #[test]
 fn steps_come_out_without_optional_passes() {
     let all = registry::all().into_iter();
@@ -64,21 +65,23 @@ fn steps_come_out_without_optional_passes() {
     left_out.push(fusions.clone());
     for model in examples() {
         for (method, name) in Method::ALL {
-            let whole = compile(&model, method).0;
+            // Of the few positions of other tests an attention's scratch is more than all its scores.
+            let mut options = options(&model, method);
+            let seq = options.bindings.values_mut().filter(|size| **size == 8);
+            seq.for_each(|size| *size = 32);
+            let whole = compile_with(&model, options.clone()).0;
             let least = checked(&whole, &model.name);
             for disabled in &left_out {
                 let what = format!("{} {name} without {disabled:?}", model.name);
                 let options = Options {
                     disabled: disabled.clone(),
-                    ..options(&model, method)
+                    ..options.clone()
                 };
                 let (graph, certificate) = compile_with(&model, options);
                 assert_eq!(certificate.is_some(), method == Method::LoraFa, "{what}");
                 let peak = checked(&graph, &what);
-                assert!(
-                    *disabled != fusions || least < peak,
-                    "{what}: {least}, {peak}"
-                );
+                let larger = *disabled == fusions && method != Method::Full;
+                assert!(!larger || least < peak, "{what}: {least}, {peak}");
             }
         }
     }
@@ -164,7 +167,7 @@ fn what_keeps_inputs_of_adapters_is_known() {
 }
 
 /// No attention, norm, activation, rotary embedding or output projection is left in the ops that exporters spell it with;
-/// only the classifier of sequences, which has a bias, has its logits apart.
+/// only a classifier of sequences, which has a bias, and a projection that trains on a few tokens have their logits apart.
 #[test]
 fn everything_that_can_be_one_op_is() {
     for model in examples() {
@@ -175,7 +178,9 @@ fn everything_that_can_be_one_op_is() {
                 let apart = match &op.kind {
                     Op::Reduce(reduce) => reduce.kind == ReduceKind::Mean,
                     Op::Softmax(softmax) => !softmax.log,
-                    Op::CrossEntropy(_) => !model.name.starts_with("roberta"),
+                    Op::CrossEntropy(_) => {
+                        method != Method::Full && !model.name.starts_with("roberta")
+                    }
                     Op::Activation(act) => match act.0 {
                         ActivationKind::Sigmoid | ActivationKind::Silu => true,
                         ActivationKind::Tanh => !op.site.module.contains("classifier"),

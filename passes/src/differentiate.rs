@@ -83,15 +83,16 @@ impl Pass for Differentiate {
     }
 }
 
+/// Whether a method trains the weight of this name, which is of no adapter that the graph knows.
+pub(crate) fn trains(method: Method, name: &str) -> bool {
+    method == Method::Full || name.contains(".lora_") || name.contains(".modules_to_save.")
+}
+
 /// Gives every weight its role and returns the trained ones, in the model's order.
 fn mark_trained(graph: &mut Graph, cx: &mut PassCx) -> Result<Vec<ValueId>, PassError> {
     let adapters: BTreeSet<ValueId> = graph.adapters().iter().flat_map(|a| [a.a, a.b]).collect();
-    let full = cx.options.method == Method::Full;
-    let trains = |value: ValueId, name: &str| {
-        full || adapters.contains(&value)
-            || name.contains(".lora_")
-            || name.contains(".modules_to_save.")
-    };
+    let method = cx.options.method;
+    let trains = |value: ValueId, name: &str| adapters.contains(&value) || trains(method, name);
     let weights: Vec<(ValueId, bool)> = graph
         .params()
         .filter(|(_, p)| p.is_weight() && p.ty.dtype.is_float())

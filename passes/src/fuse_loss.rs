@@ -9,11 +9,15 @@
 //! + v6 = linear_cross_entropy v7, %head, v1      : f32[]
 //! ```
 //!
+//! The gradient by the rows is computed with the loss, and takes their place. So is the gradient by a weight that trains,
+//! which then is there when all that is saved is: only where it is the smaller of the two is it traded for the logits.
+//!
 //! Positions that the model leaves out of the logits are left out of the rows instead. A projection with a bias or an
 //! adapter, or whose logits something else reads, stays as it is.
 
+use crate::differentiate::trains;
 use crate::matching::{MAX_STEPS, each_op};
-use crate::pass::{Changed, Pass, PassCx, PassError, PassKind};
+use crate::pass::{Changed, Method, Pass, PassCx, PassError, PassKind};
 use lorafa_ir::ops::{CrossEntropy, LinearCrossEntropy, MatMul, Op, Slice};
 use lorafa_ir::types::product;
 use lorafa_ir::{DType, Graph, OpId, PatchError, Site, ValueId};
@@ -37,7 +41,8 @@ impl Pass for FuseLoss {
             let Op::CrossEntropy(loss) = graph.op(id).kind else {
                 return Ok(());
             };
-            if let Some(projection) = projection(graph, id) {
+            let found = projection(graph, id);
+            if let Some(projection) = found.filter(|p| pays(graph, p, cx.options.method)) {
                 fuse(graph, id, loss, projection)?;
                 fused += 1;
             }
@@ -56,6 +61,7 @@ struct Projection {
     w: ValueId,
     trans_b: bool,
     module: Arc<str>,
+    logits: ValueId,
     /// Parts taken of the logits, the last one first.
     slices: Vec<Slice>,
 }
@@ -89,6 +95,7 @@ fn projection(graph: &Graph, loss: OpId) -> Option<Projection> {
                     w,
                     trans_b: *trans_b,
                     module: op.site.module.clone(),
+                    logits: value,
                     slices,
                 });
             }
@@ -97,6 +104,23 @@ fn projection(graph: &Graph, loss: OpId) -> Option<Projection> {
         value = op.operands[0];
     }
     None
+}
+
+/// Whether the logits are larger than the weight's gradient, if there is one.
+fn pays(graph: &Graph, found: &Projection, method: Method) -> bool {
+    let mut weight = graph.def(found.w);
+    for _ in 0..MAX_STEPS {
+        let (Op::Cast(_) | Op::Transpose(_) | Op::Reshape(_)) = weight.kind else {
+            break;
+        };
+        weight = graph.def(weight.operands[0]);
+    }
+    let trained = match &weight.kind {
+        Op::Param(param) => param.is_weight() && trains(method, &param.name),
+        _ => true,
+    };
+    let size = |value: ValueId| graph.ty(value).elements();
+    !trained || size(found.logits) >= size(found.w)
 }
 
 /// Whether nothing is rounded where a value becomes this type.

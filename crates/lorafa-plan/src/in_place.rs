@@ -7,8 +7,8 @@
 //!   3  v3 = matmul v2, %u   v3 ----- reads v2 whole to write any of v3: another buffer
 //! ```
 //!
-//! Result 0 of an op takes over the buffer of an operand that [`Operator::in_place`](lorafa_ir::Operator::in_place)
-//! names if
+//! A result of an op takes over the buffer of an operand that [`Operator::in_place`](lorafa_ir::Operator::in_place)
+//! names for it if
 //!
 //! - nothing needs the operand's storage afterwards: it is transient, holds no output, and is last read here;
 //! - the operand fills its storage in order, and the result has as many elements of the same size: a row of `f32[6]`
@@ -16,9 +16,9 @@
 //! - nothing else that the op reads lies there, or the op is elementwise and the other operand has the same layout, so
 //!   that each element is read before it is written.
 //!
-//! Other results of an op, and its scratch, have buffers of their own.
+//! Otherwise it has a buffer of its own, as an op's scratch has.
 
-use lorafa_ir::{Graph, Op, OpData, ValueId};
+use lorafa_ir::{Graph, Op, OpData};
 
 use crate::liveness::LiveRange;
 use crate::problem::BufferId;
@@ -66,11 +66,7 @@ pub(crate) fn buffers(
             if storages.get(storage).root != *result {
                 continue;
             }
-            let taken = if slot == 0 {
-                takes_over(op, position, *result, storages, ranges, &of_storage)
-            } else {
-                None
-            };
+            let taken = takes_over(op, (position, slot), storages, ranges, &of_storage);
             let buffer = taken.unwrap_or(BufferId(contents.len() as u32));
             match contents.get_mut(buffer.index()) {
                 Some(Content::Storages(turns)) => turns.push(storage),
@@ -97,17 +93,18 @@ pub(crate) fn buffers(
     }
 }
 
-/// The buffer that the op's result 0, which has a storage of its own, may be written to in place.
+/// The buffer that a result of the op at a position, which has a storage of its own, may be written to in place.
 fn takes_over(
     op: &OpData,
-    position: u32,
-    result: ValueId,
+    (position, slot): (u32, usize),
     storages: &Storages,
     ranges: &[LiveRange],
     of_storage: &[Option<BufferId>],
 ) -> Option<BufferId> {
-    let result = storages.at(result);
-    op.kind.in_place().iter().find_map(|&slot| {
+    let result = storages.at(op.results[slot]);
+    let operands = op.kind.in_place().iter();
+    let mut operands = operands.filter(|(result, _)| *result == slot);
+    operands.find_map(|&(_, slot)| {
         let alias = storages.at(*op.operands.get(slot)?);
         let storage = storages.get(alias.storage);
         let range = &ranges[alias.storage.index()];

@@ -175,7 +175,19 @@ fn refused_if_the_operand_does_not_fill_its_storage_in_order() {
 }
 
 #[test]
-fn only_result_0_is_written_in_place() {
+fn each_result_is_written_over_the_operand_that_is_its_own() {
+    let gradients = "v2 = mul v1, %x : f32[4,6]
+         v3 = mul v1, %y : f32[4,6]
+         v4, v5 = gated_grad v1, v2, v3 {act=silu} : f32[4,6], f32[4,6]";
+    let p = planned(&format!("{HEAD}\n{gradients}\nv6 = add v4, v5 : f32[4,6]"));
+    assert!(p.share("v3", "v4") && p.share("v2", "v5") && !p.share("v1", "v4"));
+    // The gate is read once more.
+    let p = planned(&format!("{HEAD}\n{gradients}\nv6 = add v2, v5 : f32[4,6]"));
+    assert!(p.share("v3", "v4") && !p.share("v2", "v5"));
+}
+
+#[test]
+fn results_that_no_operand_makes_room_for_have_buffers() {
     let p = planned(&format!(
         "{HEAD}
          v2, v3 = dropout v1 {{ratio=0.5, seed=1}} : f32[4,6], bool[4,6]

@@ -92,8 +92,8 @@ impl Operator for Activation {
         Ok(g.give(0, dx)?)
     }
 
-    fn in_place(&self) -> &'static [usize] {
-        &[0]
+    fn in_place(&self) -> &'static [(usize, usize)] {
+        &[(0, 0)]
     }
 
     fn flops(&self, operands: &[&TensorType], _: &[&TensorType]) -> u64 {
@@ -158,8 +158,8 @@ impl Operator for ActivationGrad {
         Some((*self).into())
     }
 
-    fn in_place(&self) -> &'static [usize] {
-        &[0, 1]
+    fn in_place(&self) -> &'static [(usize, usize)] {
+        &[(0, 0), (0, 1)]
     }
 
     fn flops(&self, operands: &[&TensorType], _: &[&TensorType]) -> u64 {

@@ -167,8 +167,8 @@ impl Operator for Binary {
         Ok(())
     }
 
-    fn in_place(&self) -> &'static [usize] {
-        &[0, 1]
+    fn in_place(&self) -> &'static [(usize, usize)] {
+        &[(0, 0), (0, 1)]
     }
 
     fn eval(&self, operands: &[&Array], results: &[&TensorType]) -> Result<Vec<Array>, EvalError> {

@@ -138,8 +138,8 @@ impl Operator for CrossEntropyGrad {
     }
 
     /// The probabilities may overwrite the logits.
-    fn in_place(&self) -> &'static [usize] {
-        &[1]
+    fn in_place(&self) -> &'static [(usize, usize)] {
+        &[(0, 1)]
     }
 
     /// What the labels say, and the gradient at each row's class.

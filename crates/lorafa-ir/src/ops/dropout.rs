@@ -55,8 +55,8 @@ impl Operator for Dropout {
         Ok(g.give(0, dx)?)
     }
 
-    fn in_place(&self) -> &'static [usize] {
-        &[0]
+    fn in_place(&self) -> &'static [(usize, usize)] {
+        &[(0, 0)]
     }
 
     /// A number.
@@ -98,8 +98,8 @@ impl Operator for DropoutGrad {
         Some((*self).into())
     }
 
-    fn in_place(&self) -> &'static [usize] {
-        &[0]
+    fn in_place(&self) -> &'static [(usize, usize)] {
+        &[(0, 0)]
     }
 
     fn decompose(&self, p: &mut Patch<'_>, ins: &[ValueId]) -> Option<Result<Results, PatchError>> {

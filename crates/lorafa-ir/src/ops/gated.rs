@@ -63,8 +63,8 @@ impl Operator for Gated {
     }
 
     /// The kernel writes the activation before it reads `up`.
-    fn in_place(&self) -> &'static [usize] {
-        &[0]
+    fn in_place(&self) -> &'static [(usize, usize)] {
+        &[(0, 0)]
     }
 
     fn flops(&self, operands: &[&TensorType], _: &[&TensorType]) -> u64 {
@@ -115,9 +115,9 @@ impl Operator for GatedGrad {
         Some((*self).into())
     }
 
-    /// The kernel writes `up`'s gradient, of `dy` and the gate, then `dy·up`, then the gate's.
-    fn in_place(&self) -> &'static [usize] {
-        &[0, 2]
+    /// The kernel writes `dy·up`, then the gate's gradient there, then the activation, then `up`'s gradient there.
+    fn in_place(&self) -> &'static [(usize, usize)] {
+        &[(0, 2), (1, 1)]
     }
 
     fn flops(&self, operands: &[&TensorType], _: &[&TensorType]) -> u64 {

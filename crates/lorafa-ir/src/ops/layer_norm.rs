@@ -116,8 +116,8 @@ impl Operator for LayerNorm {
         Ok(())
     }
 
-    fn in_place(&self) -> &'static [usize] {
-        &[0]
+    fn in_place(&self) -> &'static [(usize, usize)] {
+        &[(0, 0)]
     }
 
     /// A number. Of 16-bit operands, also scale, bias and some rows at a time in the type of the statistics, and a copy
@@ -201,8 +201,8 @@ impl Operator for LayerNormGrad {
     }
 
     /// Kernels read `dy` and `x` again for the gradients of scale and bias, after `dx` is written.
-    fn in_place(&self) -> &'static [usize] {
-        if self.weights { &[] } else { &[0, 1] }
+    fn in_place(&self) -> &'static [(usize, usize)] {
+        if self.weights { &[] } else { &[(0, 0), (0, 1)] }
     }
 
     /// The normalized operand, two numbers a row, and for the scale's gradient a product. Of 16-bit operands that is

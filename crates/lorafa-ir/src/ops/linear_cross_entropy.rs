@@ -264,8 +264,8 @@ impl Operator for LinearCrossEntropyGrad {
     }
 
     /// Each chunk of the gradient is written after its rows were last read.
-    fn in_place(&self) -> &'static [usize] {
-        &[0]
+    fn in_place(&self) -> &'static [(usize, usize)] {
+        &[(0, 0)]
     }
 
     /// What the loss takes; for a 16-bit weight's gradient its sum over chunks, and a chunk of rows, in f32.

@@ -140,8 +140,8 @@ impl Operator for MatMul {
         Ok(())
     }
 
-    fn in_place(&self) -> &'static [usize] {
-        &[2]
+    fn in_place(&self) -> &'static [(usize, usize)] {
+        &[(0, 2)]
     }
 
     /// Copies of factors whose matrices BLAS cannot read.

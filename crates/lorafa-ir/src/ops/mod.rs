@@ -148,8 +148,9 @@ pub trait Operator {
         None
     }
 
-    /// Operands that result 0 may overwrite, if they die here and have its size.
-    fn in_place(&self) -> &'static [usize] {
+    /// Operands that results may overwrite, if they die here and have a result's size, as `(result, operand)`. Each result takes
+    /// the first that it can, whatever others take: no operand is named for two of them.
+    fn in_place(&self) -> &'static [(usize, usize)] {
         &[]
     }
 

@@ -83,8 +83,8 @@ impl Operator for RmsNorm {
         Ok(())
     }
 
-    fn in_place(&self) -> &'static [usize] {
-        &[0]
+    fn in_place(&self) -> &'static [(usize, usize)] {
+        &[(0, 0)]
     }
 
     /// A number, an operand that is not row-major in that order, and some rows of a 16-bit one in f32.
@@ -181,8 +181,8 @@ impl Operator for RmsNormGrad {
         Some((*self).into())
     }
 
-    fn in_place(&self) -> &'static [usize] {
-        &[0]
+    fn in_place(&self) -> &'static [(usize, usize)] {
+        &[(0, 0)]
     }
 
     /// Of some rows at a time a product and a number each; operands that are not row-major in that order. Of 16-bit

@@ -110,8 +110,8 @@ impl Operator for ScatterElements {
         )
     }
 
-    fn in_place(&self) -> &'static [usize] {
-        &[0]
+    fn in_place(&self) -> &'static [(usize, usize)] {
+        &[(0, 0)]
     }
 
     /// The positions; to add 16-bit floats also `data` and `updates` as f32.
@@ -183,8 +183,8 @@ impl Operator for ScatterNd {
         gradient(g, self.add, ScatterNd { add: false }.into(), gather.into())
     }
 
-    fn in_place(&self) -> &'static [usize] {
-        &[0]
+    fn in_place(&self) -> &'static [(usize, usize)] {
+        &[(0, 0)]
     }
 
     /// As [`GatherNd`], and a copy of `updates` if its slices do not follow each other.

@@ -56,8 +56,8 @@ impl Operator for Select {
         Ok(())
     }
 
-    fn in_place(&self) -> &'static [usize] {
-        &[1, 2]
+    fn in_place(&self) -> &'static [(usize, usize)] {
+        &[(0, 1), (0, 2)]
     }
 
     fn eval(&self, x: &[&Array], results: &[&TensorType]) -> Result<Vec<Array>, EvalError> {

@@ -57,8 +57,8 @@ impl Operator for Softmax {
         Ok(g.give(0, dx)?)
     }
 
-    fn in_place(&self) -> &'static [usize] {
-        &[0]
+    fn in_place(&self) -> &'static [(usize, usize)] {
+        &[(0, 0)]
     }
 
     fn flops(&self, operands: &[&TensorType], _: &[&TensorType]) -> u64 {
@@ -122,8 +122,8 @@ impl Operator for SoftmaxGrad {
         Some((*self).into())
     }
 
-    fn in_place(&self) -> &'static [usize] {
-        &[0, 1]
+    fn in_place(&self) -> &'static [(usize, usize)] {
+        &[(0, 0), (0, 1)]
     }
 
     /// Copies of operands that are not row-major.

@@ -112,7 +112,7 @@ impl<'g> Arena<'g> {
             return self.read(op.results[0]).map(drop);
         }
         let updated = |slot| op.kind.updates().iter().find(|(result, _)| *result == slot);
-        let overwrites = self.overwrites(op);
+        let overwrites = self.overwrites(op, 0);
         for (slot, result) in op.results.iter().enumerate() {
             let place = self.place(*result)?;
             if let Some((_, operand)) = updated(slot) {
@@ -120,7 +120,7 @@ impl<'g> Arena<'g> {
                     return Err(format!("{result} does not lie where it updates"));
                 }
                 self.met.updates += 1;
-            } else if slot > 0 || !overwrites {
+            } else if !self.overwrites(op, slot) {
                 let ty = self.graph.ty(*result);
                 let bytes = ty.bytes().expect("bound");
                 self.spoil(place.offset, bytes.next_multiple_of(ALIGN))?;
@@ -146,14 +146,18 @@ impl<'g> Arena<'g> {
         Ok(())
     }
 
-    /// Whether result 0 is written over an operand that the op's kind lets it overwrite.
-    fn overwrites(&self, op: &OpData) -> bool {
+    /// Whether a result is written over an operand that the op's kind lets it overwrite.
+    fn overwrites(&self, op: &OpData, result: usize) -> bool {
         let offset = |value| self.plan.place(value).map(|place| place.offset);
-        op.kind.in_place().iter().any(|slot| {
-            let operand = op.operands.get(*slot);
-            let empty = self.graph.ty(op.results[0]).bytes() == Some(0);
-            !empty && operand.is_some_and(|value| offset(*value) == offset(op.results[0]))
-        })
+        let result = op.results[result];
+        let empty = self.graph.ty(result).bytes() == Some(0);
+        let slots = op.kind.in_place().iter();
+        let mut slots = slots.filter(|(to, _)| op.results[*to] == result);
+        !empty
+            && slots.any(|(_, slot)| {
+                let operand = op.operands.get(*slot);
+                operand.is_some_and(|value| offset(*value) == offset(result))
+            })
     }
 
     /// Computes one element at a time, from either end.
