@@ -26,6 +26,7 @@ pub mod manager;
 pub mod mask_relu;
 mod matching;
 pub mod pass;
+pub mod redraw_masks;
 pub mod registry;
 pub mod targets;
 

@@ -134,3 +134,27 @@ fn evaluation_refuses_to_update() {
     assert!(matches!(error, ExecError::Unsupported { .. }), "{error}");
     assert!(error.to_string().contains("adamw"), "{error}");
 }
+
+#[test]
+fn a_mask_that_is_drawn_again_is_the_same_in_every_step() {
+    let text = "graph @masks {
+        param %x : f32[64,16] input
+        v0, v1 = dropout %x {ratio=0.5, seed=5} : f32[64,16], bool[64,16]
+      backward:
+        v2 = dropout_mask {ratio=0.5, seed=5, shape=[64,16]} : bool[64,16]
+        v3 = dropout_mask {ratio=0.5, seed=6, shape=[64,16]} : bool[64,16]
+        out \"drawn\" = v1
+        out \"again\" = v2
+        out \"other\" = v3
+      }";
+    let mut program = program(text, Mode::Arena);
+    let mut before = Vec::new();
+    for _ in 0..3 {
+        program.step().unwrap();
+        let [drawn, again, other] =
+            ["drawn", "again", "other"].map(|name| program.output(name).unwrap().1);
+        assert_eq!(drawn, again);
+        assert!(drawn != other && drawn != before);
+        before = drawn;
+    }
+}

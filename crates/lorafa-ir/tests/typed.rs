@@ -53,6 +53,7 @@ const OPS: &str = "
     linear_cross_entropy : f32[a,b], f32[b,c], i64[a]; linear_cross_entropy trans_b, ignore_index=0 : bf16[a,b], bf16[c,b], i32[a]
     linear_cross_entropy_grad weight : bf16[a,b], bf16[b,c], i64[a]; linear_cross_entropy_grad trans_b : f64[a,b], f64[c,b], i64[a]
     dropout ratio=0.5, seed=1; dropout_grad ratio=0.5 : f32[a,b], bool[a,b]
+    dropout_mask ratio=0.5, seed=1, shape=[?,?]; dropout_mask ratio=0.5, seed=1, shape=[0,!]
     adamw : f32[a,b], f32[a,b], f32[a,b], f32[a,b], i64[], f32[]
     accumulate : f32[a,b], bf16[a,b], f32[], f32[]; accumulate : f32[], f32[], f32[], f32[]
     adamw form=peft, weight_decay=0.1 : f32[a], bf16[a], f32[a], f32[a], i64[], f32[]

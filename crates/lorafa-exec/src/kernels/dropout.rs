@@ -45,12 +45,25 @@ pub(super) fn forward(op: Dropout, cx: &mut Cx<'_>) -> Emitted {
     cx.fill(&mask, 1.0)?;
     cx.copy(&cx.outs[0], &cx.ins[0])?;
     cx.when(When::Training);
+    draw(op, &mask, cx);
+    survivors(&cx.ins[0], &mask, op.ratio.0, cx)
+}
+
+pub(super) fn mask(op: Dropout, cx: &mut Cx<'_>) -> Emitted {
+    let mask = cx.outs[0].clone();
+    cx.when(When::Evaluation);
+    cx.fill(&mask, 1.0)?;
+    cx.when(When::Training);
+    draw(op, &mask, cx);
+    Ok(())
+}
+
+fn draw(op: Dropout, mask: &View, cx: &mut Cx<'_>) {
     cx.push(Work::Mask(Mask {
         out: mask.clone(),
         seed: op.seed as u64,
         least: (op.ratio.0 * (1u64 << 32) as f64).round() as u64,
     }));
-    survivors(&cx.ins[0], &mask, op.ratio.0, cx)
 }
 
 pub(super) fn backward(op: DropoutGrad, cx: &mut Cx<'_>) -> Emitted {

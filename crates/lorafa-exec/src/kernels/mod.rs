@@ -379,6 +379,7 @@ pub(crate) fn emit(op: &Op, cx: &mut Cx<'_>) -> Emitted {
         Op::LinearCrossEntropy(op) => linear_cross_entropy::forward(*op, cx),
         Op::LinearCrossEntropyGrad(op) => linear_cross_entropy::backward(*op, cx),
         Op::Dropout(op) => dropout::forward(*op, cx),
+        Op::DropoutMask(op) => dropout::mask(op.of, cx),
         Op::DropoutGrad(op) => dropout::backward(*op, cx),
         Op::Accumulate(_) => accumulate::accumulate(cx),
         Op::AdamW(op) => adamw::adamw(op, cx),

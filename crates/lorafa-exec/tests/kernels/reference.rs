@@ -4,7 +4,7 @@ use crate::arena::eval::decomposed;
 use lorafa_ir::interp::{Array, EvalError};
 use lorafa_ir::{DType, Op, TensorType};
 
-/// The op's results from its operands, in f64 up to the last rounding. Of a dropout the mask is taken as `found`.
+/// The op's results from its operands, in f64 up to the last rounding. Masks of dropouts are taken as `found`.
 pub fn eval(
     kind: &Op,
     operands: &[&Array],
@@ -19,6 +19,7 @@ pub fn eval(
             let data = kept.map(|(x, m)| if *m != 0.0 { x * scale } else { 0.0 });
             vec![Array::new(types[0], data.collect())?, mask.clone()]
         }
+        Op::DropoutMask(_) => found.to_vec(),
         Op::DimValue(op) => {
             let numbers = op.values.iter().filter_map(|dim| dim.known());
             vec![Array::new(types[0], numbers.map(|n| n as f64).collect())?]

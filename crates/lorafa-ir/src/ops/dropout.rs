@@ -8,7 +8,7 @@ use crate::grad::{Gradient, GradientError};
 use crate::ids::ValueId;
 use crate::layout::{Layout, pieces};
 use crate::patch::{Patch, PatchError, Results};
-use crate::types::{TensorType, TypeError};
+use crate::types::{Shape, TensorType, TypeError};
 
 /// `dropout v1 {ratio=0.05, seed=3}` gives the scaled survivors and the mask of who survived.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -17,6 +17,15 @@ pub struct Dropout {
     pub ratio: Scalar,
     /// Tells dropouts apart: two with equal seeds drop the same elements.
     pub seed: i64,
+}
+
+impl Dropout {
+    fn check(&self) -> Result<(), TypeError> {
+        if (0.0..1.0).contains(&self.ratio.0) {
+            return Ok(());
+        }
+        Err(TypeError(format!("ratio {} is not in [0, 1)", self.ratio)))
+    }
 }
 
 impl Operator for Dropout {
@@ -36,9 +45,7 @@ impl Operator for Dropout {
 
     fn infer(&self, operands: &[&TensorType]) -> Result<Types, TypeError> {
         float(operands[0])?;
-        if !(0.0..1.0).contains(&self.ratio.0) {
-            return Err(TypeError(format!("ratio {} is not in [0, 1)", self.ratio)));
-        }
+        self.check()?;
         Ok([operands[0].clone(), operands[0].with_dtype(DType::Bool)]
             .into_iter()
             .collect())
@@ -62,6 +69,44 @@ impl Operator for Dropout {
     /// A number.
     fn scratch(&self, operands: &[(&TensorType, &Layout)], _: &[&TensorType]) -> u64 {
         pieces([operands[0].0.dtype.size()])
+    }
+}
+
+/// `dropout_mask {ratio=0.05, seed=3, shape=[2,seq]}`: the mask of [`Dropout`] with this ratio and seed on an operand of this
+/// shape, drawn again.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct DropoutMask {
+    /// Whose mask it is.
+    pub of: Dropout,
+    /// Its shape.
+    pub shape: Shape,
+}
+
+impl Operator for DropoutMask {
+    fn name(&self) -> &'static str {
+        "dropout_mask"
+    }
+
+    fn attrs(&self) -> Attrs {
+        self.of.attrs().dims("shape", &self.shape)
+    }
+
+    fn arity(&self) -> (usize, usize) {
+        (0, 0)
+    }
+
+    fn infer(&self, _: &[&TensorType]) -> Result<Types, TypeError> {
+        self.of.check()?;
+        Ok(one(TensorType::new(
+            DType::Bool,
+            self.shape.iter().cloned(),
+        )))
+    }
+
+    fn bind(&self, bindings: &Bindings) -> Option<Op> {
+        let shape = self.shape.iter().map(|dim| dim.bind(bindings));
+        let shape = shape.collect::<Option<Shape>>()?;
+        Some(DropoutMask { of: self.of, shape }.into())
     }
 }
 
@@ -118,13 +163,15 @@ impl Operator for DropoutGrad {
 }
 
 pub(super) fn parse(name: &str, a: &mut AttrReader<'_>) -> Option<Result<Op, String>> {
+    let dropout = |a: &mut AttrReader<'_>| -> Result<Dropout, String> {
+        let (ratio, seed) = (a.float("ratio")?, a.int("seed")?);
+        Ok(Dropout { ratio, seed })
+    };
     match name {
-        "dropout" => Some(a.float("ratio").and_then(|ratio| {
-            Ok(Dropout {
-                ratio,
-                seed: a.int("seed")?,
-            }
-            .into())
+        "dropout" => Some(dropout(a).map(Into::into)),
+        "dropout_mask" => Some(dropout(a).and_then(|of| {
+            let shape = a.dims("shape")?;
+            Ok(DropoutMask { of, shape }.into())
         })),
         "dropout_grad" => Some(a.float("ratio").map(|ratio| DropoutGrad { ratio }.into())),
         _ => None,

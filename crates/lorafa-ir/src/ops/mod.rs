@@ -46,7 +46,7 @@ pub use cast::Cast;
 pub use concat::Concat;
 pub use cross_entropy::{CrossEntropy, CrossEntropyGrad};
 pub use cumsum::CumSum;
-pub use dropout::{Dropout, DropoutGrad};
+pub use dropout::{Dropout, DropoutGrad, DropoutMask};
 pub use gated::{Gated, GatedGrad};
 pub use gather::{Gather, GatherElements, GatherGrad};
 pub use gather_nd::GatherNd;
@@ -301,6 +301,8 @@ ops! {
     LinearCrossEntropyGrad(LinearCrossEntropyGrad),
     /// Dropout.
     Dropout(Dropout),
+    /// Its mask, drawn again.
+    DropoutMask(DropoutMask),
     /// Its gradient.
     DropoutGrad(DropoutGrad),
     /// A gradient added to an accumulator.

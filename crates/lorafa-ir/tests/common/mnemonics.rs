@@ -83,6 +83,7 @@ pub const MNEMONICS: &[&str] = &[
     "linear_cross_entropy",
     "linear_cross_entropy_grad",
     "dropout",
+    "dropout_mask",
     "dropout_grad",
     "accumulate",
     "adamw",

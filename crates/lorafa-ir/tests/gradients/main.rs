@@ -41,11 +41,15 @@ fn every_op_is_in_the_table() {
                 let case = Case::new(name, case);
                 reached.insert(variant(&case.graph.op(case.op).kind));
             }
-            Coverage::Elsewhere(why) => assert!(["param", "dropout"].contains(name), "{why}"),
+            Coverage::Elsewhere(why) => {
+                assert!(["param", "dropout", "dropout_mask"].contains(name), "{why}")
+            }
         }
     }
     let dropout = harness::parse_op("dropout", "{ratio=0.5, seed=1}");
     reached.insert(variant(&dropout));
+    let mask = harness::parse_op("dropout_mask", "{ratio=0.5, seed=1, shape=[2]}");
+    reached.insert(variant(&mask));
     assert_eq!(reached, (0..VARIANTS).collect());
 }
 

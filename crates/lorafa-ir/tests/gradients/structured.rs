@@ -306,6 +306,10 @@ pub const STRUCTURED: &[(&str, Coverage)] = &[
         Elsewhere("has no reference semantics: which elements survive is not defined"),
     ),
     (
+        "dropout_mask",
+        Elsewhere("has no reference semantics, as dropout"),
+    ),
+    (
         "dropout_grad",
         Refuses(SECOND_ORDER, "f64[2], bool[2] {ratio=0.5}"),
     ),

@@ -4,7 +4,7 @@ use lorafa_ir::Op;
 use lorafa_ir::ops::{ActivationKind, BinaryKind, ReduceKind, UnaryKind};
 
 /// How many numbers [`variant`] gives out.
-pub const VARIANTS: usize = 85;
+pub const VARIANTS: usize = 86;
 
 /// A number for each op that differs in more than attributes. A new op does not compile here
 /// until it has one; then [`VARIANTS`] and the list of mnemonics follow.
@@ -56,6 +56,7 @@ pub fn variant(op: &Op) -> usize {
         Op::AttentionGrad(_) => 82,
         Op::LinearCrossEntropy(_) => 83,
         Op::LinearCrossEntropyGrad(_) => 84,
+        Op::DropoutMask(_) => 85,
     }
 }
 

@@ -2,8 +2,8 @@
 
 use super::ExportError;
 use lorafa_ir::ops::{
-    Activation, ActivationKind, Binary, BinaryKind, Constant, LayerNorm, Literal, Op, Reduce,
-    ReduceKind, Unary, UnaryKind,
+    Activation, ActivationKind, Binary, BinaryKind, Constant, DropoutMask, LayerNorm, Literal, Op,
+    Reduce, ReduceKind, Unary, UnaryKind,
 };
 use lorafa_ir::patch::Results;
 use lorafa_ir::text::OpDisplay;
@@ -69,6 +69,13 @@ fn rewrite(p: &mut Patch<'_>, op: &OpData) -> Option<Lowered> {
         | Op::GatherGrad(_)
         | Op::Accumulate(_)
         | Op::AdamW(_) => op.kind.decompose(p, &op.operands),
+        // The mask itself: operators draw each their own.
+        Op::DropoutMask(DropoutMask { of, shape }) => {
+            let drawn = p.graph().ops().find(|op| op.kind == Op::Dropout(*of));
+            let mask = drawn.map(|op| op.results[1]);
+            let mask = mask.filter(|mask| p.ty(*mask).shape == *shape)?;
+            Some(Ok([mask].into_iter().collect()))
+        }
         Op::DimValue(dims) => {
             let numbers: Option<Vec<i64>> = dims.values.iter().map(Dim::known).collect();
             let ty = TensorType::new(DType::I64, dims.shape.iter().cloned());

@@ -342,6 +342,8 @@ pub const CASES: &[(&str, &[&str])] = &[
         ],
     ),
     ("dropout", &["T[2,3] {ratio=0.25, seed=3}"]),
+    // Written as the mask of the dropout that draws it first.
+    ("dropout_mask", &[]),
     ("dropout_grad", &["T[2,3], bool[2,3] {ratio=0.25}"]),
     (
         "accumulate",

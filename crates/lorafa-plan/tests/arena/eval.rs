@@ -14,6 +14,7 @@ pub fn eval(
 ) -> Result<Vec<Array>, EvalError> {
     let mut results = match kind {
         Op::Dropout(_) => Ok(dropout(operands[0], types)?),
+        Op::DropoutMask(_) => Ok(vec![mask(types[0])?]),
         Op::AdamW(_) => decomposed(kind, operands),
         _ => kind
             .eval(operands, types)
@@ -28,14 +29,16 @@ pub fn eval(
 
 /// Drops every third element: what is dropped does not matter here, only that it is the same twice.
 fn dropout(x: &Array, types: &[&TensorType]) -> Result<Vec<Array>, EvalError> {
-    let keep = |i: usize| f64::from(u8::from(!i.is_multiple_of(3)));
-    let data = x.data.iter().enumerate();
-    let survivors = data.map(|(i, x)| x * keep(i) * 2.0).collect();
-    let mask = (0..x.data.len()).map(keep).collect();
-    Ok(vec![
-        Array::new(types[0], survivors)?,
-        Array::new(types[1], mask)?,
-    ])
+    let mask = mask(types[1])?;
+    let data = x.data.iter().zip(&mask.data);
+    let survivors = data.map(|(x, keep)| x * keep * 2.0).collect();
+    Ok(vec![Array::new(types[0], survivors)?, mask])
+}
+
+fn mask(ty: &TensorType) -> Result<Array, EvalError> {
+    let elements = 0..ty.elements().unwrap_or(0);
+    let keep = elements.map(|i| f64::from(u8::from(i % 3 != 0)));
+    Array::new(ty, keep.collect())
 }
 
 /// What an op's decomposition makes of its operands.

@@ -2,9 +2,10 @@
 
 use lorafa_ir::ops::{
     Activation, ActivationGrad, ActivationKind, Binary, BinaryKind, Cast, Concat, CrossEntropy,
-    CrossEntropyGrad, CumSum, Dropout, DropoutGrad, Expand, Fill, Gather, LayerNorm, LayerNormGrad,
-    LinearCrossEntropy, LinearCrossEntropyGrad, MatMul, Pad, Reduce, ReduceKind, Reshape, Scalar,
-    ScatterElements, Select, Slice, SliceAxis, Softmax, SoftmaxGrad, Transpose, Unary, UnaryKind,
+    CrossEntropyGrad, CumSum, Dropout, DropoutGrad, DropoutMask, Expand, Fill, Gather, LayerNorm,
+    LayerNormGrad, LinearCrossEntropy, LinearCrossEntropyGrad, MatMul, Pad, Reduce, ReduceKind,
+    Reshape, Scalar, ScatterElements, Select, Slice, SliceAxis, Softmax, SoftmaxGrad, Transpose,
+    Unary, UnaryKind,
 };
 use lorafa_ir::{DType, Dim, ValueId};
 
@@ -42,6 +43,11 @@ impl Steps<'_> {
                 if let [_, mask] = results[..] {
                     let dy = self.like(x);
                     self.add(DropoutGrad { ratio }, &[dy, mask]);
+                    let shape = self.patch.ty(mask).shape.clone();
+                    let of = Dropout { ratio, seed };
+                    if let [again] = self.add(DropoutMask { of, shape }, &[])[..] {
+                        self.add(DropoutGrad { ratio }, &[dy, again]);
+                    }
                 }
             }
             _ => {

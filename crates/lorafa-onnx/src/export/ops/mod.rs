@@ -62,6 +62,7 @@ pub(super) fn write(w: &mut Writer<'_>, op: &OpData) -> Result<(), ExportError> 
         | Op::CrossEntropyGrad(_)
         | Op::LinearCrossEntropy(_)
         | Op::LinearCrossEntropyGrad(_)
+        | Op::DropoutMask(_)
         | Op::DropoutGrad(_)
         | Op::GatherGrad(_)
         | Op::Accumulate(_)
