@@ -378,7 +378,7 @@ fn large_reductions_allocate_nothing() {
 /// decomposes into.
 #[test]
 fn blocks_of_attention_make_the_whole() {
-    let (long, some, many) = ([1, 1700, 1500], [5, 300, 280], [5, 200, 180]);
+    let (long, some, many) = ([1, 1700, 1500], [5, 500, 480], [5, 350, 340]);
     for (sizes, attrs) in [
         (long, "scale=0.25"),
         (long, "causal, scale=0.25"),

@@ -39,8 +39,7 @@ pub struct Attention {
 /// Scores up to here count as minus infinity: models mask with the least number of f32 or bf16.
 pub const UNSEEN: f64 = -1e38;
 
-/// Bytes of scores, and of copies, that a kernel has at once: those that stay in a CPU's cache from one call to the next,
-/// and are enough that a call costs little beside what it does.
+/// Bytes of scores that a kernel has at once: those that stay in a CPU's cache from one call to the next.
 const BLOCK_BYTES: u64 = 4 << 20;
 
 /// Rows of a block, even if their scores are more: products of fewer leave a GPU idle.
@@ -48,6 +47,10 @@ const BLOCK_ROWS: u64 = 128;
 
 /// Bytes of the scores of these, unless one row of every head takes more.
 const MOST_BYTES: u64 = 32 << 20;
+
+/// Bytes of scores and copies of short sequences that a kernel takes together, so that calls cost little beside what they
+/// do.
+const TOGETHER_BYTES: u64 = 16 << 20;
 
 /// The sizes of an attention in numbers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -111,12 +114,18 @@ impl AttentionSizes {
     pub fn block(&self, matrices: u64) -> AttentionBlock {
         let one = matrices * self.heads * self.wide.size();
         let (scores, copies) = (one * self.keys, one * 2 * (self.width + self.value_width));
-        let most = MOST_BYTES / scores.max(1);
         let rows = BLOCK_BYTES / scores.max(1);
-        let sequences = BLOCK_BYTES / (self.rows * (scores + copies)).max(1);
+        let rows = rows.max(BLOCK_ROWS.min(MOST_BYTES / scores.max(1)));
+        let rows = rows.clamp(1, self.rows.max(1));
+        let together = TOGETHER_BYTES / (self.rows * (scores + copies)).max(1);
+        let most = if rows < self.rows {
+            1
+        } else {
+            self.batch.max(1)
+        };
         AttentionBlock {
-            sequences: sequences.clamp(1, self.batch.max(1)),
-            rows: rows.max(BLOCK_ROWS.min(most)).clamp(1, self.rows.max(1)),
+            sequences: together.clamp(1, most),
+            rows,
         }
     }
 
