@@ -16,7 +16,7 @@
 //! | `index_add_` of 16-bit rows | sums | an axis more, which makes it go element by element |
 //! | `copy_` of a large transpose | a tile of 60×60 | an axis more, which turns the tiling off |
 //! | `sum`, `amax` of much to one number | a part for each thread | parts in scratch, or a product with itself |
-//! | `var` of everything | the result | a product of each row with itself |
+//! | `var` of everything | the result | the norm of each row, squared |
 //! | `scaled_dot_product_attention` | its results | blocks of rows, `baddbmm_` and softmax in scratch |
 //! | `native_layer_norm.out`, `_fused_rms_norm`, `native_dropout.out`, `isnan.out`, `embedding.out` | the result | written out |
 
