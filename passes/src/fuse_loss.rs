@@ -16,7 +16,7 @@
 //! adapter, or whose logits something else reads, stays as it is.
 
 use crate::differentiate::trains;
-use crate::matching::{MAX_STEPS, each_op};
+use crate::matching::{MAX_STEPS, each_op, plain_product};
 use crate::pass::{Changed, Method, Pass, PassCx, PassError, PassKind};
 use lorafa_ir::ops::{CrossEntropy, LinearCrossEntropy, MatMul, Op, Slice};
 use lorafa_ir::types::product;
@@ -83,17 +83,16 @@ fn projection(graph: &Graph, loss: OpId) -> Option<Projection> {
             Op::Slice(slice) if slice.axes.iter().all(|a| a.axis + 1 < ty.rank()) => {
                 slices.push(slice.clone());
             }
-            Op::MatMul(MatMul {
-                trans_a: false,
-                trans_b,
-                ..
-            }) => {
+            Op::MatMul(_) => {
+                let MatMul {
+                    trans_a, trans_b, ..
+                } = plain_product(op)?;
                 let (x, w) = (op.operands[0], op.operands[1]);
-                let taken = graph.ty(w).rank() == 2 && widens(graph, value, wide);
-                return taken.then_some(Projection {
+                let rows = !trans_a && graph.ty(w).rank() == 2;
+                return (rows && widens(graph, value, wide)).then_some(Projection {
                     x,
                     w,
-                    trans_b: *trans_b,
+                    trans_b,
                     module: op.site.module.clone(),
                     logits: value,
                     slices,

@@ -1,6 +1,6 @@
 //! What the passes that fuse ops ask of a graph.
 
-use lorafa_ir::ops::{Binary, BinaryKind, Op, Unary, UnaryKind};
+use lorafa_ir::ops::{Binary, BinaryKind, MatMul, Op, Unary, UnaryKind};
 use lorafa_ir::{DType, Graph, OpData, OpId, ValueId};
 
 /// Casts and the like that are walked through in one place: a bound for hostile input.
@@ -54,6 +54,14 @@ pub(crate) fn with_number(
 ) -> Option<ValueId> {
     let mut pairs = either(graph, value, kind);
     pairs.find_map(|(x, n)| is_number(graph, n, expected).then_some(x))
+}
+
+/// How an op multiplies two matrices, if it does nothing else: neither scales nor adds.
+pub(crate) fn plain_product(op: &OpData) -> Option<MatMul> {
+    match op.kind {
+        Op::MatMul(product) if product.is_plain(op.operands.len()) => Some(product),
+        _ => None,
+    }
 }
 
 /// The operand of an op of this kind.

@@ -1,5 +1,6 @@
 //! The shape of an adapter in a graph.
 
+use crate::matching::plain_product;
 use lorafa_ir::ops::{Binary, BinaryKind, Op, Transpose};
 use lorafa_ir::{Dim, Graph, OpData, OpId, ValueId};
 use std::collections::BTreeMap;
@@ -126,10 +127,8 @@ fn in_one_layer(graph: &Graph, add: OpId, mut base: ValueId) -> bool {
 /// The operands of a product if the second is a weight.
 fn product_with_weight(graph: &Graph, value: ValueId) -> Option<(ValueId, Weight)> {
     let op = graph.def(value);
-    match &op.kind {
-        Op::MatMul(m) if !m.trans_a => Some((op.operands[0], weight(graph, op, 1)?)),
-        _ => None,
-    }
+    plain_product(op).filter(|product| !product.trans_a)?;
+    Some((op.operands[0], weight(graph, op, 1)?))
 }
 
 /// Length of the sums and number of columns of a product.
@@ -245,9 +244,8 @@ fn layer_inputs(
         match &def.kind {
             Op::Cast(_) | Op::Reshape(_) => base = def.operands[0],
             Op::Binary(Binary(BinaryKind::Add)) => base = unbiased(graph, bases, def)?,
-            Op::MatMul(m) if !m.trans_a => {
-                weight(graph, def, 1)?;
-                let mut input = def.operands[0];
+            Op::MatMul(_) => {
+                let (mut input, _) = product_with_weight(graph, base)?;
                 let mut inputs = vec![input];
                 while inputs.len() < MAX_STEPS
                     && let Op::Cast(_) | Op::Reshape(_) | Op::Dropout(_) = graph.def(input).kind

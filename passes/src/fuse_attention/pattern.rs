@@ -3,6 +3,7 @@
 use super::heads::{self, Heads};
 use super::mask::{self, Mask};
 use super::uniform;
+use crate::matching::plain_product;
 use lorafa_ir::ops::{Binary, BinaryKind, MatMul, Op, Select, Softmax, Unary, UnaryKind};
 use lorafa_ir::{Graph, OpData, OpId, TensorType, ValueId};
 
@@ -102,13 +103,11 @@ fn weighted(graph: &Graph, mut weights: ValueId) -> Result<(ValueId, Heads), Why
         match op.kind {
             Op::Cast(cast) if cast.to.is_float() => weights = op.results[0],
             Op::Dropout(_) => return Err("its weights are dropped at random"),
-            Op::MatMul(MatMul {
-                trans_a: false,
-                trans_b,
-                ..
-            }) if op.operands[0] == weights => {
+            Op::MatMul(_) if op.operands[0] == weights => {
+                let product = plain_product(op).filter(|product| !product.trans_a);
+                let product = product.ok_or("its weights are scaled or turned")?;
                 let values = op.operands[1];
-                let values = if trans_b {
+                let values = if product.trans_b {
                     heads::turned(graph, values)
                 } else {
                     heads::plain(graph, values)
@@ -235,12 +234,9 @@ fn scaled(graph: &Graph, value: ValueId) -> Option<(ValueId, f64)> {
 /// Queries, keys and the scale on any of them or on their product.
 fn product(graph: &Graph, scores: &Logits) -> Result<(ValueId, Heads, f64), Why> {
     let op = graph.op(scores.product);
-    let Op::MatMul(MatMul {
+    let MatMul {
         trans_a, trans_b, ..
-    }) = op.kind
-    else {
-        return Err("no product of queries and keys leads to it");
-    };
+    } = plain_product(op).ok_or("its scores are more than a product of queries and keys")?;
     if trans_a {
         return Err("its queries lie transposed");
     }

@@ -1,6 +1,7 @@
 //! The linear layers of a graph.
 
 use crate::attach_loss::{self, LossKind};
+use crate::matching::plain_product;
 use lorafa_ir::ops::{Binary, BinaryKind, Op};
 use lorafa_ir::{Graph, OpData, OpId, OutputKind, ValueId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -88,9 +89,7 @@ fn weight_path(graph: &Graph, weight: ValueId) -> Arc<str> {
 }
 
 fn linear(graph: &Graph, op: &OpData) -> Option<Linear> {
-    let Op::MatMul(m) = &op.kind else {
-        return None;
-    };
+    let m = plain_product(op)?;
     let (weight, y) = (op.operands[1], op.results[0]);
     let param = graph.param(weight)?;
     if m.trans_a || !param.is_weight() || param.ty.rank() != 2 {

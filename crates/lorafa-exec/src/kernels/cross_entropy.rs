@@ -3,6 +3,7 @@
 use lorafa_ir::DType;
 use lorafa_ir::ops::Softmax;
 
+use super::matmul::{self, Factors};
 use super::softmax;
 use super::{Cx, Emitted, In};
 use crate::error::KernelError;
@@ -79,11 +80,7 @@ impl Targets {
         cx.copy(share, counts)?;
         // Ones and zeros are their own squares; a sum over many would allocate partial sums.
         let line = share.reshaped(&[1, rows])?;
-        cx.call(
-            "mm",
-            "out",
-            &[(&line).into(), share.into(), (&total).into()],
-        )?;
+        matmul::product([&line, share, &total], Factors::PLAIN, cx)?;
         cx.call("div", "out", &[share.into(), (&total).into(), share.into()])?;
         cx.copy(class, counts)?;
         cx.mul(class, &numbers.reshaped(&[rows, 1])?, class)?;

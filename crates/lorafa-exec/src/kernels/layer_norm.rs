@@ -6,6 +6,7 @@
 use lorafa_ir::layout::rows_at_once;
 use lorafa_ir::ops::{LayerNorm, LayerNormGrad};
 
+use super::matmul::{self, Factors};
 use super::{Cx, Emitted, In};
 use crate::error::KernelError;
 use crate::view::View;
@@ -37,7 +38,7 @@ fn dots(a: &View, b: &View, out: &View, cx: &mut Cx<'_>) -> Emitted {
     let row = a.elements() / rows.max(1);
     let (a, b) = (a.reshaped(&[rows, 1, row])?, b.reshaped(&[rows, row, 1])?);
     let out = out.reshaped(&[rows, 1, 1])?;
-    cx.call("bmm", "out", &[(&a).into(), (&b).into(), (&out).into()])
+    matmul::product([&a, &b, &out], Factors::PLAIN, cx)
 }
 
 /// The axes of `x` along which `statistics` has one number.

@@ -6,6 +6,7 @@ use lorafa_ir::layout::rows_at_once;
 use lorafa_ir::ops::{RmsNorm, RmsNormGrad};
 
 use super::layer_norm::squares;
+use super::matmul::{self, Factors};
 use super::{Cx, Emitted, In};
 use crate::error::KernelError;
 use crate::view::View;
@@ -79,7 +80,7 @@ pub(super) fn backward(op: RmsNormGrad, cx: &mut Cx<'_>) -> Emitted {
     };
     let column = weight.reshaped(&[row, 1])?;
     let weight = weight.reshaped(&[1, row])?;
-    let product = cx.scratch(wide, &[at_once, row]);
+    let products = cx.scratch(wide, &[at_once, row]);
     let sum = match cx.outs.get(1) {
         Some(_) if half => Some(cx.scratch(wide, &[1, row])),
         Some(out) => Some(out.reshaped(&[1, row])?),
@@ -100,28 +101,18 @@ pub(super) fn backward(op: RmsNormGrad, cx: &mut Cx<'_>) -> Emitted {
             cx.copy(&wide_x, &x)?;
             (dy, x, g) = (wide_dy.clone(), wide_x, wide_dy);
         }
-        let product = product.narrow(0, 0, len);
-        cx.mul(&dy, &x, &product)?;
+        let products = products.narrow(0, 0, len);
+        cx.mul(&dy, &x, &products)?;
         let p = numbers.narrow(0, 0, len);
-        let args = [(&product).into(), (&column).into(), (&p).into()];
-        cx.call("mm", "out", &args)?;
+        matmul::product([&products, &column, &p], Factors::PLAIN, cx)?;
         if let Some(sum) = &sum {
             let line = rstd.reshaped(&[1, len])?;
-            if from == 0 {
-                let args = [(&line).into(), (&product).into(), sum.into()];
-                cx.call("mm", "out", &args)?;
+            let factors = if from == 0 {
+                Factors::PLAIN
             } else {
-                let (one, other) = (In::Int(1), In::Int(1));
-                let args = [
-                    sum.into(),
-                    (&line).into(),
-                    (&product).into(),
-                    one,
-                    other,
-                    sum.into(),
-                ];
-                cx.call("addmm", "out", &args)?;
-            }
+                Factors::ADDED
+            };
+            matmul::product([&line, &products, sum], factors, cx)?;
         }
         cx.mul(&dy, &weight, &g)?;
         cx.mul(&p, &rstd, &p)?;

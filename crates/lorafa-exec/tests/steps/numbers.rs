@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// A tensor of a safetensors file.
+#[derive(Clone)]
 pub struct Tensor {
     pub dtype: DType,
     pub shape: Vec<usize>,

@@ -28,12 +28,7 @@ fn batch(expected: &Tensors, i: usize) -> Tensors {
     let prefix = format!("batch.{i}::");
     let inputs = expected.iter().filter_map(|(name, tensor)| {
         let name = format!("input::{}", name.strip_prefix(&prefix)?);
-        let tensor = Tensor {
-            dtype: tensor.dtype,
-            shape: tensor.shape.clone(),
-            bytes: tensor.bytes.clone(),
-        };
-        Some((name, tensor))
+        Some((name, tensor.clone()))
     });
     inputs.collect()
 }

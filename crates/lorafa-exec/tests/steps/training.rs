@@ -1,7 +1,7 @@
 //! Several steps, one after the other.
 
 use crate::models::{self, METHODS, Model, compiled, compiled_with};
-use crate::numbers::{Tensors, read, relative};
+use crate::numbers::{Tensor, Tensors, read, relative};
 use crate::{output, start};
 
 use lorafa_exec::{Mode, Program, write_inverses};
@@ -9,6 +9,7 @@ use lorafa_ir::{DType, OutputKind, ops};
 use lorafa_onnx::dtype::decode;
 use lorafa_passes::attach_optimizer::{OptimizerKind, OptimizerOptions};
 use lorafa_passes::pass::{Method, Options};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 const STEPS: i64 = 20;
@@ -99,121 +100,156 @@ fn twenty_steps_follow_the_formula_of_adamw() {
     println!("change of a parameter over {STEPS} steps: {worst:.1e} at worst");
 }
 
-/// PyTorch's own twenty steps: `LORAFA_EXTRA_MODELS=FOLDER … --include-ignored`, with models and `<model>-train` files
-/// that stand outside of this repository. `optimizer.rs` has such runs of its own.
-#[test]
-#[ignore = "needs LORAFA_EXTRA_MODELS, a folder with PyTorch's own runs"]
-fn twenty_steps_follow_pytorch() {
-    let folder = std::env::var_os("LORAFA_EXTRA_MODELS").expect("the folder");
-    let models: Vec<Model> = models::all();
-    let mut worst = (0.0f64, 0.0f64);
-    let mut done = 0;
-    for model in &models {
-        let theirs = |name: &str| {
-            std::path::Path::new(&folder).join(format!("{}-train.{name}", model.family()))
+/// What PyTorch did with a model: `examples/runs.py` says what the files hold.
+struct Runs {
+    tensors: Tensors,
+    json: serde_json::Value,
+}
+
+impl Runs {
+    fn of(model: &Model) -> Option<Runs> {
+        let file = |end: &str| {
+            let name = format!("{}-train.{end}", model.family());
+            model.folder.join(name)
         };
-        let fits = model.folder.as_os_str() == folder && model.is_comparable();
+        let tensors = read(&file("safetensors"))?;
+        let json = std::fs::read(file("json")).unwrap();
+        let json = serde_json::from_slice(&json).unwrap();
+        Some(Runs { tensors, json })
+    }
+
+    fn batch(&self, i: usize) -> Tensors {
+        let prefix = format!("batch.{i}::");
+        let of = |(name, tensor): (&String, &Tensor)| {
+            let name = format!("input::{}", name.strip_prefix(&prefix)?);
+            Some((name, tensor.clone()))
+        };
+        self.tensors.iter().filter_map(of).collect()
+    }
+
+    /// Runs the same updates; gives the worst errors: of losses, and of what was trained.
+    fn follow(&self, model: &Model, run: &Run) -> (f64, f64) {
+        let first = self.batch(0);
+        // As the scripts have it that made the files.
+        let optimizer = OptimizerOptions {
+            eps: 1e-6,
+            projection: DType::BF16,
+            ..OptimizerOptions::new(run.kind)
+        };
+        let options = Options {
+            optimizer,
+            ..models::options(model, run.method, models::bindings(model, &first))
+        };
+        let graph = Arc::new(compiled_with(model, options));
+        let mut program = start(model, &graph, &first, Mode::Arena);
+        let lr = self.json["lr"].as_f64().unwrap() as f32;
+        program.write("optim::lr", &lr.to_le_bytes()).unwrap();
+        let loss = graph.loss().unwrap().name.to_string();
+        let label = format!("{} {}", model.name, run.name);
+        write_inverses(&mut program).unwrap();
+        // With AdamW they train adapters alone.
+        let kept: Vec<(String, Vec<u8>)> = graph
+            .params()
+            .filter(|(_, p)| p.role == ops::Role::Trained && !p.name.contains("lora_"))
+            .filter(|_| run.kind == OptimizerKind::AdamW)
+            .map(|(_, p)| (p.name.to_string(), program.param(&p.name).unwrap().1))
+            .collect();
+        let mut worst = (0.0f64, 0.0f64);
+        let losses = self.json["methods"][run.name].as_array().unwrap();
+        assert_eq!(losses.len(), STEPS as usize, "{label}");
+        for (i, expected) in losses.iter().enumerate() {
+            for (name, tensor) in self.batch(i) {
+                let name = name.trim_start_matches("input::");
+                if program.params().any(|p| p == name) {
+                    program.write(name, &tensor.bytes).unwrap();
+                }
+            }
+            program
+                .write("optim::step", &(i as i64 + 1).to_le_bytes())
+                .unwrap();
+            program.step().unwrap();
+            for (name, bytes) in &kept {
+                program.write(name, bytes).unwrap();
+            }
+            let expected = expected.as_f64().unwrap();
+            let error = (output(&program, &loss)[0] - expected).abs() / expected;
+            assert!(error <= 1e-5, "{label}: step {i}: {error:.1e}");
+            worst.0 = worst.0.max(error);
+        }
+        let prefix = format!("{}::", run.name);
+        let mut compared = 0;
+        for (name, tensor) in &self.tensors {
+            let Some(name) = name.strip_prefix(&prefix) else {
+                continue;
+            };
+            let mut names = program.params();
+            let found = names.find(|p| model.canonical(p) == name);
+            let found = found.unwrap_or_else(|| panic!("{label}: no {name}"));
+            let error = relative(&param(&program, found), &tensor.numbers());
+            assert!(error <= run.limit, "{label}: {name} {error:.1e}");
+            worst.1 = worst.1.max(error);
+            compared += 1;
+        }
+        let trained = graph.params().filter(|(_, p)| p.name.contains("lora_"));
+        let trained = trained.filter(|(_, p)| p.role == ops::Role::Trained);
+        assert!(compared >= trained.count(), "{label}");
+        worst
+    }
+}
+
+struct Run {
+    name: &'static str,
+    method: Method,
+    kind: OptimizerKind,
+    /// The error of what was trained. Rounded to bf16, the last bit of another processor's f32 shows.
+    limit: f64,
+}
+
+const RUNS: [Run; 3] = [
+    Run {
+        name: "lora-adamw",
+        method: Method::Lora,
+        kind: OptimizerKind::AdamW,
+        limit: 1e-4,
+    },
+    Run {
+        name: "lorafa-adamw",
+        method: Method::LoraFa,
+        kind: OptimizerKind::AdamW,
+        limit: 1e-4,
+    },
+    Run {
+        name: "lorafa-peft",
+        method: Method::LoraFa,
+        kind: OptimizerKind::LoraFa,
+        limit: 1e-3,
+    },
+];
+
+/// The runs of `examples/`, and of the folder that `LORAFA_EXTRA_MODELS` names.
+#[test]
+fn twenty_steps_follow_pytorch() {
+    let mut worst = (0.0f64, 0.0f64);
+    let (mut done, mut families) = (0, BTreeSet::new());
+    for model in &models::all() {
         let noisy = ["zeroB", "nomask"].iter().any(|v| model.name.contains(v));
-        if !fits || noisy || !model.name.contains("lora") {
+        if noisy || !model.is_comparable() || !model.name.contains("lora") {
             continue;
         }
-        let (Some(tensors), Ok(json)) =
-            (read(&theirs("safetensors")), std::fs::read(theirs("json")))
-        else {
+        let Some(runs) = Runs::of(model) else {
             continue;
         };
-        let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
-        let (adamw, lorafa) = (OptimizerKind::AdamW, OptimizerKind::LoraFa);
-        // Rounded to bf16, the last bit of another processor's f32 shows: peft run anew is as far from the shared file
-        // (5.5e-4, T5). A file made on the machine of the test is followed to 1e-4, too.
-        for (method, kind, key, limit) in [
-            (Method::Lora, adamw, "lora-adamw", 1e-4),
-            (Method::LoraFa, adamw, "lorafa-adamw", 1e-4),
-            (Method::LoraFa, lorafa, "lorafa-peft", 1e-3),
-        ] {
-            let losses = json["methods"][key].as_array().unwrap();
-            let batch = |i: usize| -> Tensors {
-                let prefix = format!("batch.{i}::");
-                let of = |(name, tensor): (&String, &crate::numbers::Tensor)| {
-                    let name = format!("input::{}", name.strip_prefix(&prefix)?);
-                    Some((
-                        name,
-                        crate::numbers::Tensor {
-                            dtype: tensor.dtype,
-                            shape: tensor.shape.clone(),
-                            bytes: tensor.bytes.clone(),
-                        },
-                    ))
-                };
-                tensors.iter().filter_map(of).collect()
-            };
-            let first = batch(0);
-            // As `tools/expected.py` has it.
-            let optimizer = OptimizerOptions {
-                eps: 1e-6,
-                // PEFT multiplied under autocast there.
-                projection: DType::BF16,
-                ..OptimizerOptions::new(kind)
-            };
-            let options = Options {
-                optimizer,
-                ..models::options(model, method, models::bindings(model, &first))
-            };
-            let graph = Arc::new(compiled_with(model, options));
-            let mut program = start(model, &graph, &first, Mode::Arena);
-            let lr = json["lr"].as_f64().unwrap() as f32;
-            program.write("optim::lr", &lr.to_le_bytes()).unwrap();
-            let loss = graph.loss().unwrap().name.to_string();
-            let label = format!("{} {key}", model.name);
-            write_inverses(&mut program).unwrap();
-            // With AdamW they train adapters alone.
-            let kept: Vec<(String, Vec<u8>)> = graph
-                .params()
-                .filter(|(_, p)| p.role == ops::Role::Trained && !p.name.contains("lora_"))
-                .filter(|_| kind == adamw)
-                .map(|(_, p)| (p.name.to_string(), program.param(&p.name).unwrap().1))
-                .collect();
-            for (i, expected) in losses.iter().enumerate() {
-                for (name, tensor) in batch(i) {
-                    let name = name.trim_start_matches("input::");
-                    if program.params().any(|p| p == name) {
-                        program.write(name, &tensor.bytes).unwrap();
-                    }
-                }
-                program
-                    .write("optim::step", &(i as i64 + 1).to_le_bytes())
-                    .unwrap();
-                program.step().unwrap();
-                for (name, bytes) in &kept {
-                    program.write(name, bytes).unwrap();
-                }
-                let expected = expected.as_f64().unwrap();
-                let error = (output(&program, &loss)[0] - expected).abs() / expected;
-                assert!(error <= 1e-5, "{label}: step {i}: {error:.1e}");
-                worst.0 = worst.0.max(error);
-            }
-            for (name, tensor) in tensors
-                .iter()
-                .filter(|(name, _)| name.starts_with(&format!("{key}::")))
-            {
-                let name = &name[key.len() + 2..];
-                let found = program
-                    .params()
-                    .find(|p| model.canonical(p) == name)
-                    .map(str::to_string);
-                let Some(found) = found else {
-                    panic!("{label}: no {name}");
-                };
-                let error = relative(&param(&program, &found), &tensor.numbers());
-                assert!(error <= limit, "{label}: {name} {error:.1e}");
-                worst.1 = worst.1.max(error);
-            }
+        for run in &RUNS {
+            let errors = runs.follow(model, run);
+            worst = (worst.0.max(errors.0), worst.1.max(errors.1));
             done += 1;
         }
+        families.insert(model.family());
     }
     println!(
         "{done} runs: loss {:.1e}, adapters {:.1e} at worst",
         worst.0, worst.1
     );
-    assert!(done > 0);
+    let all = ["gpt2", "llama", "llamagqa", "qwen2", "roberta", "t5"];
+    assert_eq!(families.into_iter().collect::<Vec<_>>(), all);
 }

@@ -22,7 +22,7 @@ pub(super) use forward::forward;
 
 use lorafa_ir::ops::AttentionSizes;
 
-use super::matmul::tidy;
+use super::matmul::{Factors, product};
 use super::{Cx, Emitted, In};
 use crate::error::KernelError;
 use crate::view::View;
@@ -76,15 +76,7 @@ fn products(cx: &mut Cx<'_>, [a, b, out]: [&View; 3], beta: f64, alpha: f64) -> 
         } else {
             beta
         };
-        let (a, b, out) = (tidy(&of(a)?), tidy(&of(b)?), of(out)?);
-        let args = [
-            (&out).into(),
-            (&a).into(),
-            (&b).into(),
-            In::Double(beta),
-            In::Double(alpha),
-        ];
-        cx.call("baddbmm_", "", &args)?;
+        product([&of(a)?, &of(b)?, &of(out)?], Factors { alpha, beta }, cx)?;
     }
     Ok(())
 }
