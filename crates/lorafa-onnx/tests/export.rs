@@ -41,6 +41,10 @@ type Values = BTreeMap<String, Array>;
 
 /// Exports a graph whose weights are not in other files.
 fn try_write(graph: &Graph) -> Result<ModelProto, ExportError> {
+    try_write_at(graph, 20)
+}
+
+fn try_write_at(graph: &Graph, opset: i64) -> Result<ModelProto, ExportError> {
     let store = ExternalStore::new(Path::new("."));
     export(
         graph,
@@ -48,6 +52,7 @@ fn try_write(graph: &Graph) -> Result<ModelProto, ExportError> {
             store: &store,
             embed_weights: false,
             trained_inputs: false,
+            opset,
         },
     )
 }
