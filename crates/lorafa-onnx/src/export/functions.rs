@@ -11,7 +11,7 @@ use super::writer::Writer;
 use super::{ExportError, ExportOptions};
 use crate::proto::{FunctionProto, GraphProto, NodeProto, OperatorSetIdProto, TensorProto};
 use lorafa_ir::ops::{Param, Role};
-use lorafa_ir::{Graph, Op, OpData, OutputKind, TensorType};
+use lorafa_ir::{Graph, Op, OpData, OpId, OutputKind, TensorType};
 use prost::Message;
 use std::collections::{BTreeMap, HashMap};
 
@@ -21,11 +21,13 @@ pub(super) const DOMAIN: &str = "ai.lorafa";
 /// Bodies of so many nodes stand where the op stands.
 const MAX_INLINE: usize = 2;
 
-/// An op and the types of its operands, each with whether it is given transposed.
+/// An op, the types of its operands, each with whether it is given transposed, and the slots of the
+/// results that are read: onnx.checker wants a call to have all of its function's.
 #[derive(PartialEq, Eq, Hash)]
 struct Call {
     kind: Op,
     operands: Vec<(TensorType, bool)>,
+    results: Vec<usize>,
 }
 
 impl Call {
@@ -35,9 +37,11 @@ impl Call {
             let held = param.and_then(|p| options.held_transposed(p));
             (graph.ty(*v).clone(), held.is_some())
         };
+        let read = |slot: &usize| *slot == 0 || graph.is_used(op.results[*slot]);
         Call {
             kind: op.kind.clone(),
             operands: op.operands.iter().map(operand).collect(),
+            results: (0..op.results.len()).filter(read).collect(),
         }
     }
 }
@@ -52,6 +56,8 @@ pub(super) struct Functions {
     counts: BTreeMap<&'static str, usize>,
     /// Only looked up, so that its order is none of the file's; nothing for bodies that are short.
     by_call: HashMap<Call, Option<String>>,
+    /// The functions that ops call, and the results that these give.
+    by_op: BTreeMap<OpId, (String, Vec<usize>)>,
 }
 
 impl Functions {
@@ -63,25 +69,25 @@ impl Functions {
         options: &ExportOptions<'_>,
     ) -> Result<bool, ExportError> {
         let call = Call::new(graph, op, options);
-        if let Some(name) = self.by_call.get(&call) {
-            return Ok(name.is_some());
-        }
-        let body = body(&call, options)?;
-        let name = (body.node.len() > MAX_INLINE).then(|| self.name(&call.kind, body, options));
-        let outlined = name.is_some();
-        self.by_call.insert(call, name);
-        Ok(outlined)
+        let results = call.results.clone();
+        let name = match self.by_call.get(&call) {
+            Some(name) => name.clone(),
+            None => {
+                let body = body(&call, options)?;
+                let long = body.node.len() > MAX_INLINE;
+                let name = long.then(|| self.name(&call.kind, body, options));
+                self.by_call.insert(call, name.clone());
+                name
+            }
+        };
+        let outlined = name.map(|name| self.by_op.insert(op.id, (name, results)));
+        Ok(outlined.is_some())
     }
 
-    /// The function that an op of the graph calls.
-    pub(super) fn of(
-        &self,
-        graph: &Graph,
-        op: &OpData,
-        options: &ExportOptions<'_>,
-    ) -> Option<&str> {
-        let name = self.by_call.get(&Call::new(graph, op, options))?;
-        name.as_deref()
+    /// The function that an op calls, and the slots of the results that it gives.
+    pub(super) fn of(&self, op: OpId) -> Option<(&str, &[usize])> {
+        let (name, results) = self.by_op.get(&op)?;
+        Some((name, results))
     }
 
     /// The functions in the order of their first calls.
@@ -125,8 +131,8 @@ fn body(call: &Call, options: &ExportOptions<'_>) -> Result<GraphProto, ExportEr
         operands.push(param.map_err(failed)?);
     }
     let results = patch.add(call.kind.clone(), &operands).map_err(failed)?;
-    for (slot, result) in results.into_iter().enumerate() {
-        patch.output(format!("out_{slot}"), result, OutputKind::Value);
+    for slot in &call.results {
+        patch.output(format!("out_{slot}"), results[*slot], OutputKind::Value);
     }
     let functions = Functions::default();
     let lowered = lower(&graph, &mut |_, _| Ok(false))?;

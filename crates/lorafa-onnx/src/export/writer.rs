@@ -105,8 +105,7 @@ impl<'a> Writer<'a> {
 
     /// Writes the call of the function that the op is.
     pub(super) fn call(&mut self, op: &OpData) -> Result<(), ExportError> {
-        let function = self.functions.of(self.graph, op, self.options);
-        let Some(function) = function.map(str::to_string) else {
+        let Some((function, given)) = self.functions.of(op.id) else {
             return Err(self.refuse(op, "ONNX has no operator for it"));
         };
         let mut input = Vec::new();
@@ -116,10 +115,11 @@ impl<'a> Writer<'a> {
                 None => self.read(*value)?,
             });
         }
-        let output = self.results(op, |w, slot, value| slot == 0 || w.graph.is_used(value));
+        let mut output = self.results(op, |_, slot, _| given.contains(&slot));
+        output.retain(|name| !name.is_empty());
         self.nodes.push(NodeProto {
             name: Some(format!("{}{}", self.module, self.label)),
-            op_type: Some(function),
+            op_type: Some(function.into()),
             domain: Some(DOMAIN.into()),
             input,
             output,

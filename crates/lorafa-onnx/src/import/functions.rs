@@ -308,13 +308,13 @@ impl<'m> Inliner<'m> {
         fresh
     }
 
-    /// The name, or `name.1`, `name.2`, … if it is taken.
+    /// The name, or `name_1`, `name_2`, … if it is taken: with a dot it would be a module's weight.
     fn fresh(&mut self, name: &str) -> String {
         let mut fresh = name.to_string();
         let mut n = self.taken.get(name).copied().unwrap_or(0);
         while self.taken.contains_key(&fresh) {
             n += 1;
-            fresh = format!("{name}.{n}");
+            fresh = format!("{name}_{n}");
         }
         self.taken.insert(fresh.clone(), 0);
         self.taken.insert(name.to_string(), n);
