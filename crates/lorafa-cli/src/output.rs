@@ -76,6 +76,7 @@ fn stage_model(
         store: &store,
         embed_weights: args.embed_weights,
         trained_inputs: args.with_optimizer,
+        opset: model.opset("").unwrap_or_default(),
     };
     Ok(Staged::model(path, &export(step, &options)?)?)
 }

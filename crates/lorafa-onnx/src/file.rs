@@ -79,7 +79,9 @@ impl ModelFile {
     /// The files that hold weights or constants of the model, as it names them.
     pub fn external_files(&self) -> BTreeSet<&str> {
         let graph = self.graph();
-        let constants = graph.node.iter().flat_map(|node| &node.attribute);
+        let functions = self.proto.functions.iter().flat_map(|f| &f.node);
+        let constants = graph.node.iter().chain(functions);
+        let constants = constants.flat_map(|node| &node.attribute);
         let constants = constants.filter_map(|attribute| attribute.t.as_ref());
         let entries = graph.initializer.iter().chain(constants);
         let entries = entries.flat_map(|tensor| &tensor.external_data);

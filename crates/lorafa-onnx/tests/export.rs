@@ -8,6 +8,8 @@ mod cases;
 mod decompose;
 #[path = "export/errors.rs"]
 mod errors;
+#[path = "export/functions.rs"]
+mod functions;
 #[path = "export/init.rs"]
 mod init;
 #[path = "../../lorafa-ir/tests/common/mnemonics.rs"]
@@ -41,6 +43,10 @@ type Values = BTreeMap<String, Array>;
 
 /// Exports a graph whose weights are not in other files.
 fn try_write(graph: &Graph) -> Result<ModelProto, ExportError> {
+    try_write_at(graph, 20)
+}
+
+fn try_write_at(graph: &Graph, opset: i64) -> Result<ModelProto, ExportError> {
     let store = ExternalStore::new(Path::new("."));
     export(
         graph,
@@ -48,6 +54,7 @@ fn try_write(graph: &Graph) -> Result<ModelProto, ExportError> {
             store: &store,
             embed_weights: false,
             trained_inputs: false,
+            opset,
         },
     )
 }
@@ -68,8 +75,13 @@ fn well_formed(model: &ModelProto) {
     for name in sources.chain(graph.initializer.iter().map(|t| t.name())) {
         assert!(defined.insert(name), "{name} is defined twice");
     }
+    let functions = model.functions.iter().map(|f| f.name());
+    let functions: BTreeSet<&str> = functions.collect();
+    assert_eq!(functions.len(), model.functions.len());
     let mut nodes = BTreeSet::new();
     for node in &graph.node {
+        let called = node.domain() != "ai.lorafa" || functions.contains(node.op_type());
+        assert!(called, "{} is no function", node.op_type());
         assert!(nodes.insert(node.name()), "two nodes are {}", node.name());
         for name in node.input.iter().filter(|n| !n.is_empty()) {
             assert!(defined.contains(name.as_str()), "{name} is not defined");

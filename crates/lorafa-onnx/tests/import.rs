@@ -1,5 +1,8 @@
 //! Every example model imports into a graph that verifies, and keeps doing so when bound.
 
+#[path = "import/functions.rs"]
+mod functions;
+
 use lorafa_ir::Graph;
 use lorafa_onnx::file::ModelFile;
 use lorafa_onnx::import::import;

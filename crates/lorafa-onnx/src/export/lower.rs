@@ -11,8 +11,12 @@ use lorafa_ir::{DType, Dim, Graph, OpData, OpId, Patch, PatchError, TensorType, 
 
 type Lowered = Result<Results, PatchError>;
 
-/// The graph in ops that [`super::ops`] can write. What replaces an op stands where it stood.
-pub(super) fn lower(graph: &Graph) -> Result<Graph, ExportError> {
+/// Whether an op that ONNX lacks is written as it is all the same.
+type Keep<'k> = dyn FnMut(&Graph, &OpData) -> Result<bool, ExportError> + 'k;
+
+/// The graph in ops that [`super::ops`] can write: those that are kept, and simpler ones that stand
+/// where the others stood.
+pub(super) fn lower(graph: &Graph, keep: &mut Keep<'_>) -> Result<Graph, ExportError> {
     let mut graph = graph.clone();
     let mut done = 0;
     loop {
@@ -24,13 +28,16 @@ pub(super) fn lower(graph: &Graph) -> Result<Graph, ExportError> {
         };
         done = last.index() + 1;
         for id in added {
-            lower_op(&mut graph, id)?;
+            lower_op(&mut graph, id, keep)?;
         }
     }
 }
 
-fn lower_op(graph: &mut Graph, id: OpId) -> Result<(), ExportError> {
+fn lower_op(graph: &mut Graph, id: OpId, keep: &mut Keep<'_>) -> Result<(), ExportError> {
     let op = graph.op(id).clone();
+    if is_lacking(&op.kind) && keep(graph, &op)? {
+        return Ok(());
+    }
     let mut patch = graph.patch("lower-to-onnx");
     patch.at(id);
     let Some(results) = rewrite(&mut patch, &op) else {
@@ -48,27 +55,35 @@ fn lower_op(graph: &mut Graph, id: OpId) -> Result<(), ExportError> {
     })
 }
 
+/// Whether ONNX has no operator for an op at the least opset that is written.
+fn is_lacking(kind: &Op) -> bool {
+    matches!(
+        kind,
+        Op::Activation(Activation(ActivationKind::Silu))
+            | Op::ActivationGrad(_)
+            | Op::RmsNorm(_)
+            | Op::RmsNormGrad(_)
+            | Op::Gated(_)
+            | Op::GatedGrad(_)
+            | Op::Rotary(_)
+            | Op::SoftmaxGrad(_)
+            | Op::Attention(_)
+            | Op::AttentionGrad(_)
+            | Op::LayerNormGrad(_)
+            | Op::CrossEntropyGrad(_)
+            | Op::LinearCrossEntropy(_)
+            | Op::LinearCrossEntropyGrad(_)
+            | Op::DropoutGrad(_)
+            | Op::GatherGrad(_)
+            | Op::Accumulate(_)
+            | Op::AdamW(_)
+    )
+}
+
 /// Builds the op's results out of simpler ops, if it cannot be written as it is.
 fn rewrite(p: &mut Patch<'_>, op: &OpData) -> Option<Lowered> {
     match &op.kind {
-        Op::Activation(Activation(ActivationKind::Silu))
-        | Op::ActivationGrad(_)
-        | Op::RmsNorm(_)
-        | Op::RmsNormGrad(_)
-        | Op::Gated(_)
-        | Op::GatedGrad(_)
-        | Op::Rotary(_)
-        | Op::SoftmaxGrad(_)
-        | Op::Attention(_)
-        | Op::AttentionGrad(_)
-        | Op::LayerNormGrad(_)
-        | Op::CrossEntropyGrad(_)
-        | Op::LinearCrossEntropy(_)
-        | Op::LinearCrossEntropyGrad(_)
-        | Op::DropoutGrad(_)
-        | Op::GatherGrad(_)
-        | Op::Accumulate(_)
-        | Op::AdamW(_) => op.kind.decompose(p, &op.operands),
+        kind if is_lacking(kind) => kind.decompose(p, &op.operands),
         // The mask itself: operators draw each their own.
         Op::DropoutMask(DropoutMask { of, shape }) => {
             let drawn = p.graph().ops().find(|op| op.kind == Op::Dropout(*of));

@@ -13,7 +13,7 @@ use crate::proto::{AttributeProto, TensorProto};
 use crate::tensor::{self, TensorError, TensorPayload};
 use crate::write::MAX_MODEL_BYTES;
 use bytes::Bytes;
-use lorafa_ir::ops::{Data, External, Init, Param, Role};
+use lorafa_ir::ops::{Data, External, Init, Param};
 use lorafa_ir::{DType, OpId, TensorType, ValueId};
 use std::collections::BTreeMap;
 
@@ -42,13 +42,19 @@ impl Weights {
 impl Writer<'_> {
     /// The name under which a parameter is read.
     pub(super) fn weight(&mut self, value: ValueId, param: &Param) -> Result<String, ExportError> {
-        if param.stored.data == Data::Runtime || self.is_fed(param) {
+        let given = param.stored.data == Data::Runtime && !param.stored.transposed;
+        if given || self.options.is_fed(param) {
             return Ok(param.name.to_string());
         }
         if let Some(name) = self.weights.own.get(&value) {
             return Ok(name.clone());
         }
-        let name = match self.elsewhere(param) {
+        let name = match self.options.elsewhere(param) {
+            // Of a function, which is given the transpose.
+            None if param.stored.data == Data::Runtime => {
+                let perm = vec![proto::ints("perm", [1, 0])];
+                self.helper("Transpose", vec![param.name.to_string()], perm, &param.ty)
+            }
             Some(external) => {
                 let stored = self.stored(value, param, external)?;
                 if param.stored.transposed {
@@ -68,14 +74,17 @@ impl Writer<'_> {
         Ok(name)
     }
 
-    /// The name of a parameter's transpose, if another file holds that.
+    /// The name of a parameter's transpose, if another file holds that or a function is given it.
     pub(super) fn transposed_weight(
         &mut self,
         value: ValueId,
     ) -> Option<Result<String, ExportError>> {
         let param = self.graph.param(value)?;
-        let external = self.elsewhere(param);
-        let external = external.filter(|_| param.stored.transposed && !self.is_fed(param))?;
+        if param.stored.data == Data::Runtime {
+            let transposed = param.stored.transposed;
+            return transposed.then(|| Ok(param.name.to_string()));
+        }
+        let external = self.options.held_transposed(param)?;
         Some(self.stored(value, param, external))
     }
 
@@ -104,30 +113,9 @@ impl Writer<'_> {
         Ok(name)
     }
 
-    /// Whether a parameter is an input without a default: it is trained, to be fed, and another file
-    /// holds it in a form that an initializer of its name cannot have.
-    fn is_fed(&self, param: &Param) -> bool {
-        let other_form = param.stored.transposed || param.stored.dtype != param.ty.dtype;
-        self.is_input(param) && other_form && self.elsewhere(param).is_some()
-    }
-
-    /// Whether a parameter is a graph input.
-    pub(super) fn is_input(&self, param: &Param) -> bool {
-        let trained = self.options.trained_inputs && param.role == Role::Trained;
-        trained || param.stored.data == Data::Runtime
-    }
-
     fn initializer(&mut self, value: ValueId, tensor: TensorProto) {
         let op = self.graph.value(value).op;
         self.weights.initializers.insert(op, tensor);
-    }
-
-    /// Where the values are, if they stay in another file.
-    fn elsewhere<'p>(&self, param: &'p Param) -> Option<&'p External> {
-        match &param.stored.data {
-            Data::External(external) if !self.options.embed_weights => Some(external),
-            _ => None,
-        }
     }
 
     /// The name of what another file holds, in the parameter's element type: the parameter's own,

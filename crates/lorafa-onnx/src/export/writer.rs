@@ -1,5 +1,6 @@
 //! The file under construction: nodes, initializers and their names.
 
+use super::functions::{DOMAIN, Functions};
 use super::names::Names;
 use super::proto::{dims, info};
 use super::weights::Weights;
@@ -22,10 +23,13 @@ pub(super) struct Writer<'a> {
     pub(super) options: &'a ExportOptions<'a>,
     pub(super) names: Names,
     pub(super) weights: Weights,
+    functions: &'a Functions,
     nodes: Vec<NodeProto>,
     infos: Vec<ValueInfoProto>,
     constants: Vec<TensorProto>,
     by_content: BTreeMap<Content, String>,
+    /// Results of nodes without attributes, by operator and inputs.
+    shared: BTreeMap<(&'static str, Vec<String>), String>,
     module: String,
     label: String,
     helpers: usize,
@@ -35,16 +39,19 @@ impl<'a> Writer<'a> {
     pub(super) fn new(
         graph: &'a Graph,
         options: &'a ExportOptions<'a>,
+        functions: &'a Functions,
     ) -> Result<Self, ExportError> {
         Ok(Writer {
             graph,
             options,
             names: Names::new(graph)?,
             weights: Weights::default(),
+            functions,
             nodes: Vec::new(),
             infos: Vec::new(),
             constants: Vec::new(),
             by_content: BTreeMap::new(),
+            shared: BTreeMap::new(),
             module: String::new(),
             label: String::new(),
             helpers: 0,
@@ -96,6 +103,31 @@ impl<'a> Writer<'a> {
         self.push(name, onnx, inputs, outputs, attributes);
     }
 
+    /// Writes the call of the function that the op is.
+    pub(super) fn call(&mut self, op: &OpData) -> Result<(), ExportError> {
+        let Some((function, given)) = self.functions.of(op.id) else {
+            return Err(self.refuse(op, "ONNX has no operator for it"));
+        };
+        let mut input = Vec::new();
+        for value in &op.operands {
+            input.push(match self.transposed_weight(*value) {
+                Some(name) => name?,
+                None => self.read(*value)?,
+            });
+        }
+        let mut output = self.results(op, |_, slot, _| given.contains(&slot));
+        output.retain(|name| !name.is_empty());
+        self.nodes.push(NodeProto {
+            name: Some(format!("{}{}", self.module, self.label)),
+            op_type: Some(function.into()),
+            domain: Some(DOMAIN.into()),
+            input,
+            output,
+            ..NodeProto::default()
+        });
+        Ok(())
+    }
+
     /// Writes the node of an opaque op, with all of its results.
     pub(super) fn opaque(&mut self, op: &OpData, mut node: NodeProto) {
         node.name = Some(format!("{}{}", self.module, self.label));
@@ -139,6 +171,22 @@ impl<'a> Writer<'a> {
         self.push(name, onnx, inputs, vec![output.clone()], attributes);
         self.describe(&output, ty);
         output
+    }
+
+    /// As [`Self::helper`] without attributes; one node for all ops that need the same.
+    pub(super) fn shared(
+        &mut self,
+        onnx: &'static str,
+        inputs: Vec<String>,
+        ty: &TensorType,
+    ) -> String {
+        let key = (onnx, inputs);
+        if let Some(name) = self.shared.get(&key) {
+            return name.clone();
+        }
+        let name = self.helper(onnx, key.1.clone(), vec![], ty);
+        self.shared.insert(key, name.clone());
+        name
     }
 
     /// Writes a node of the default domain.
@@ -228,8 +276,8 @@ impl<'a> Writer<'a> {
 
     /// The graph, without its name.
     pub(super) fn finish(self) -> GraphProto {
-        let graph = self.graph;
-        let inputs = graph.params().filter(|(_, p)| self.is_input(p));
+        let (graph, options) = (self.graph, self.options);
+        let inputs = graph.params().filter(|(_, p)| options.is_input(p));
         let input = inputs.map(|(_, p)| info(&p.name, &p.ty)).collect();
         let outputs = graph.outputs().iter();
         let output = outputs.map(|o| info(&o.name, graph.ty(o.value))).collect();

@@ -1,6 +1,7 @@
 //! What the importer knows about the names it has met.
 
 use super::error::{Fail, ImportError};
+use super::functions::Program;
 use super::known::{Known, MAX_KNOWN};
 use super::node::{Node, module};
 use super::signature::Signature;
@@ -30,6 +31,7 @@ pub(super) struct Entry {
 /// An import under way.
 pub(super) struct Importer<'m, 'g> {
     pub(super) model: &'m ModelFile,
+    pub(super) program: &'m Program<'m>,
     pub(super) patch: Patch<'g>,
     signature: &'m Signature,
     store: ExternalStore,
@@ -41,6 +43,7 @@ impl<'m, 'g> Importer<'m, 'g> {
     pub(super) fn new(
         graph: &'g mut Graph,
         model: &'m ModelFile,
+        program: &'m Program<'m>,
         signature: &'m Signature,
     ) -> Self {
         let initializers = model
@@ -51,6 +54,7 @@ impl<'m, 'g> Importer<'m, 'g> {
             .collect();
         Importer {
             model,
+            program,
             patch: graph.patch("import"),
             signature,
             store: ExternalStore::new(model.folder()),

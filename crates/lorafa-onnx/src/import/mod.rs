@@ -1,11 +1,12 @@
 //! ONNX graph → IR graph.
 //!
-//! One node becomes one or a few core ops (`ops/`), shapes computed by nodes become attributes
+//! Functions are put where they are called (`functions`). One node becomes one or a few core ops (`ops/`), shapes computed by nodes become attributes
 //! (`known`), and weights get their PyTorch names back (`names`). Weights are not read: a
 //! model whose weights are not there imports all the same.
 
 mod context;
 mod error;
+mod functions;
 mod known;
 mod names;
 mod node;
@@ -16,7 +17,7 @@ mod signature;
 pub use error::{ImportError, NodePlace};
 
 use crate::file::ModelFile;
-use crate::proto::{NodeProto, TypeProto, ValueInfoProto, tensor_shape_proto, type_proto};
+use crate::proto::{TypeProto, ValueInfoProto, tensor_shape_proto, type_proto};
 use context::Importer;
 use error::Fail;
 use lorafa_ir::ops::{Param, Role};
@@ -42,7 +43,8 @@ pub fn import(model: &ModelFile) -> Result<Graph, ImportError> {
     outputs::refuse_training_graph(model)?;
     let signature = Signature::read(model);
     let mut graph = Graph::new(proto.name());
-    let mut importer = Importer::new(&mut graph, model, &signature);
+    let program = functions::inline(model)?;
+    let mut importer = Importer::new(&mut graph, model, &program, &signature);
     importer.check_initializers()?;
     importer.inputs()?;
     for index in order(&importer)? {
@@ -56,9 +58,9 @@ pub fn import(model: &ModelFile) -> Result<Graph, ImportError> {
 
 /// Nodes in an order in which each comes after what it reads; the file's own if it is one.
 fn order(importer: &Importer<'_, '_>) -> Result<Vec<usize>, ImportError> {
-    let nodes = importer.nodes();
+    let nodes = &importer.program.nodes;
     let mut producer: BTreeMap<&str, usize> = BTreeMap::new();
-    for (i, node) in nodes.iter().enumerate() {
+    for (i, (node, _)) in nodes.iter().enumerate() {
         for output in node.output.iter().filter(|o| !o.is_empty()) {
             if let Some(first) = producer.insert(output, i) {
                 return Err(ImportError::Duplicate {
@@ -78,7 +80,7 @@ fn order(importer: &Importer<'_, '_>) -> Result<Vec<usize>, ImportError> {
     }
     let mut readers: Vec<Vec<usize>> = vec![Vec::new(); nodes.len()];
     let mut missing = vec![0usize; nodes.len()];
-    for (i, node) in nodes.iter().enumerate() {
+    for (i, (node, _)) in nodes.iter().enumerate() {
         for input in node.input.iter().filter(|n| !n.is_empty()) {
             match producer.get(input.as_str()) {
                 Some(p) => {
@@ -119,17 +121,12 @@ fn order(importer: &Importer<'_, '_>) -> Result<Vec<usize>, ImportError> {
 }
 
 impl<'m> Importer<'m, '_> {
-    fn nodes(&self) -> &'m [NodeProto] {
-        &self.model.graph().node
-    }
-
     fn node(&self, index: usize) -> Node<'m> {
-        let proto = &self.nodes()[index];
-        let opset = self.model.opset(proto.domain()).unwrap_or(0);
+        let (proto, opset) = &self.program.nodes[index];
         Node {
             proto,
             seq: index as i64,
-            opset,
+            opset: *opset,
         }
     }
 

@@ -21,6 +21,7 @@ fn write(graph: &Graph, folder: &Path, embed_weights: bool) -> Result<ModelProto
         store: &store,
         embed_weights,
         trained_inputs: false,
+        opset: 20,
     };
     let model = export(graph, &options)?;
     well_formed(&model);

@@ -74,10 +74,10 @@ pub(super) fn activation(
     op: &OpData,
     activation: Activation,
 ) -> Result<(), ExportError> {
-    let inputs = w.operands(op)?;
     if activation.0 == ActivationKind::Silu {
-        return Err(w.refuse(op, "ONNX has no operator for it"));
+        return w.call(op);
     }
+    let inputs = w.operands(op)?;
     let attributes = match activation.0 {
         ActivationKind::GeluTanh => vec![string("approximate", "tanh")],
         _ => vec![],

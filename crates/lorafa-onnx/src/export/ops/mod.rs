@@ -1,6 +1,7 @@
 //! Core ops, one family a file: what each is in ONNX.
 
 mod elementwise;
+mod fused;
 mod index;
 mod linear;
 mod norm;
@@ -9,6 +10,7 @@ mod reduce;
 mod shape;
 mod source;
 
+pub(super) use fused::has_operator;
 pub(super) use opaque::domain;
 
 use super::ExportError;
@@ -18,6 +20,7 @@ use lorafa_ir::{Op, OpData};
 
 /// Writes the nodes of an op.
 pub(super) fn write(w: &mut Writer<'_>, op: &OpData) -> Result<(), ExportError> {
+    let standard = has_operator(w.graph, op, w.options.opset);
     match &op.kind {
         // Written when they are read.
         Op::Param(_) | Op::Constant(_) => Ok(()),
@@ -49,6 +52,9 @@ pub(super) fn write(w: &mut Writer<'_>, op: &OpData) -> Result<(), ExportError> 
         Op::Onnx(node) => opaque::opaque(w, op, node),
         // Became a constant if it has no symbol.
         Op::DimValue(dims) => shape::numbers(w, op, &dims.values).map(drop),
+        Op::Attention(attention) if standard => fused::attention(w, op, *attention),
+        Op::RmsNorm(norm) if standard => fused::rms_norm(w, op, *norm),
+        Op::Rotary(rotary) if standard => fused::rotary(w, op, *rotary),
         Op::ActivationGrad(_)
         | Op::SoftmaxGrad(_)
         | Op::Attention(_)
@@ -62,10 +68,10 @@ pub(super) fn write(w: &mut Writer<'_>, op: &OpData) -> Result<(), ExportError> 
         | Op::CrossEntropyGrad(_)
         | Op::LinearCrossEntropy(_)
         | Op::LinearCrossEntropyGrad(_)
-        | Op::DropoutMask(_)
         | Op::DropoutGrad(_)
         | Op::GatherGrad(_)
         | Op::Accumulate(_)
-        | Op::AdamW(_) => Err(w.refuse(op, "ONNX has no operator for it")),
+        | Op::AdamW(_) => w.call(op),
+        Op::DropoutMask(_) => Err(w.refuse(op, "nothing draws its mask")),
     }
 }

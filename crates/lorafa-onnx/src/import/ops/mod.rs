@@ -99,7 +99,8 @@ impl<'m> Importer<'m, '_> {
                 .graph()
                 .value_info
                 .iter()
-                .chain(&self.model.graph().output);
+                .chain(&self.model.graph().output)
+                .chain(&self.program.infos);
             let info = infos
                 .clone()
                 .find(|v| v.name() == output)

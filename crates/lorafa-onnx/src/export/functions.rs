@@ -1,0 +1,175 @@
+//! Fused ops as model-local functions: one node where the op stands, and a body of standard
+//! operators that any runtime can run instead.
+//!
+//! A body is the op's own decomposition, made for the types of its operands; ops whose bodies come
+//! out the same share one function. It knows of no shape but through its constants.
+
+use super::lower::lower;
+use super::ops;
+use super::proto::tensor;
+use super::writer::Writer;
+use super::{ExportError, ExportOptions};
+use crate::proto::{FunctionProto, GraphProto, NodeProto, OperatorSetIdProto, TensorProto};
+use lorafa_ir::ops::{Param, Role};
+use lorafa_ir::{Graph, Op, OpData, OpId, OutputKind, TensorType};
+use prost::Message;
+use std::collections::{BTreeMap, HashMap};
+
+/// The domain of the functions, at version 1.
+pub(super) const DOMAIN: &str = "ai.lorafa";
+
+/// Bodies of so many nodes stand where the op stands.
+const MAX_INLINE: usize = 2;
+
+/// An op, the types of its operands, each with whether it is given transposed, and the slots of the
+/// results that are read: onnx.checker wants a call to have all of its function's.
+#[derive(PartialEq, Eq, Hash)]
+struct Call {
+    kind: Op,
+    operands: Vec<(TensorType, bool)>,
+    results: Vec<usize>,
+}
+
+impl Call {
+    fn new(graph: &Graph, op: &OpData, options: &ExportOptions<'_>) -> Self {
+        let operand = |v: &_| {
+            let param = graph.param(*v);
+            let held = param.and_then(|p| options.held_transposed(p));
+            (graph.ty(*v).clone(), held.is_some())
+        };
+        let read = |slot: &usize| *slot == 0 || graph.is_used(op.results[*slot]);
+        Call {
+            kind: op.kind.clone(),
+            operands: op.operands.iter().map(operand).collect(),
+            results: (0..op.results.len()).filter(read).collect(),
+        }
+    }
+}
+
+/// The functions of a file.
+#[derive(Default)]
+pub(super) struct Functions {
+    protos: Vec<FunctionProto>,
+    /// Names by what is called so.
+    by_body: BTreeMap<Vec<u8>, String>,
+    /// How many functions there are of a mnemonic.
+    counts: BTreeMap<&'static str, usize>,
+    /// Only looked up, so that its order is none of the file's; nothing for bodies that are short.
+    by_call: HashMap<Call, Option<String>>,
+    /// The functions that ops call, and the results that these give.
+    by_op: BTreeMap<OpId, (String, Vec<usize>)>,
+}
+
+impl Functions {
+    /// Whether an op that ONNX lacks is a call of a function, which is written now if it is new.
+    pub(super) fn outline(
+        &mut self,
+        graph: &Graph,
+        op: &OpData,
+        options: &ExportOptions<'_>,
+    ) -> Result<bool, ExportError> {
+        let call = Call::new(graph, op, options);
+        let results = call.results.clone();
+        let name = match self.by_call.get(&call) {
+            Some(name) => name.clone(),
+            None => {
+                let body = body(&call, options)?;
+                let long = body.node.len() > MAX_INLINE;
+                let name = long.then(|| self.name(&call.kind, body, options));
+                self.by_call.insert(call, name.clone());
+                name
+            }
+        };
+        let outlined = name.map(|name| self.by_op.insert(op.id, (name, results)));
+        Ok(outlined.is_some())
+    }
+
+    /// The function that an op calls, and the slots of the results that it gives.
+    pub(super) fn of(&self, op: OpId) -> Option<(&str, &[usize])> {
+        let (name, results) = self.by_op.get(&op)?;
+        Some((name, results))
+    }
+
+    /// The functions in the order of their first calls.
+    pub(super) fn into_protos(self) -> Vec<FunctionProto> {
+        self.protos
+    }
+
+    /// The name of the function with this body: the one there is, or a new one.
+    fn name(&mut self, kind: &Op, body: GraphProto, options: &ExportOptions<'_>) -> String {
+        let mut function = function(kind, body, options);
+        let key = function.encode_to_vec();
+        if let Some(name) = self.by_body.get(&key) {
+            return name.clone();
+        }
+        let count = self.counts.entry(kind.name()).or_default();
+        *count += 1;
+        let name = match *count {
+            1 => kind.name().to_string(),
+            n => format!("{}_{n}", kind.name()),
+        };
+        function.name = Some(name.clone());
+        self.protos.push(function);
+        self.by_body.insert(key, name.clone());
+        name
+    }
+}
+
+/// The op's decomposition as a graph of standard operators, whose inputs are the operands.
+fn body(call: &Call, options: &ExportOptions<'_>) -> Result<GraphProto, ExportError> {
+    let failed = |error| ExportError::Lower {
+        line: format!("{}{}", call.kind.name(), call.kind.attrs()),
+        error,
+    };
+    let mut graph = Graph::new("");
+    let mut patch = graph.patch("outline");
+    let mut operands = Vec::new();
+    for (slot, (ty, transposed)) in call.operands.iter().enumerate() {
+        let mut param = Param::runtime(format!("in_{slot}"), Role::Input, ty.clone());
+        param.stored.transposed = *transposed;
+        let param = patch.add1(Op::Param(Box::new(param)), &[]);
+        operands.push(param.map_err(failed)?);
+    }
+    let results = patch.add(call.kind.clone(), &operands).map_err(failed)?;
+    for slot in &call.results {
+        patch.output(format!("out_{slot}"), results[*slot], OutputKind::Value);
+    }
+    let functions = Functions::default();
+    let lowered = lower(&graph, &mut |_, _| Ok(false))?;
+    let mut writer = Writer::new(&lowered, options, &functions)?;
+    for id in lowered.order() {
+        let op = lowered.op(id);
+        writer.enter(op);
+        ops::write(&mut writer, op)?;
+    }
+    writer.outputs()?;
+    Ok(writer.finish())
+}
+
+/// The function, still without a name. Functions have no initializers: its constants are nodes.
+fn function(kind: &Op, body: GraphProto, options: &ExportOptions<'_>) -> FunctionProto {
+    let constants = body.initializer.into_iter().map(constant);
+    FunctionProto {
+        domain: Some(DOMAIN.into()),
+        doc_string: Some(format!("{}{}", kind.name(), kind.attrs())),
+        input: body.input.iter().map(|i| i.name().to_string()).collect(),
+        output: body.output.iter().map(|o| o.name().to_string()).collect(),
+        node: constants.chain(body.node).collect(),
+        opset_import: vec![OperatorSetIdProto {
+            domain: Some(String::new()),
+            version: Some(options.opset),
+        }],
+        ..FunctionProto::default()
+    }
+}
+
+fn constant(mut value: TensorProto) -> NodeProto {
+    let name = value.name.take().unwrap_or_default();
+    NodeProto {
+        name: Some(name.clone()),
+        op_type: Some("Constant".into()),
+        output: vec![name],
+        attribute: vec![tensor("value", value)],
+        ..NodeProto::default()
+    }
+}

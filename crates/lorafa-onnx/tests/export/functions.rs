@@ -1,0 +1,197 @@
+//! Fused ops: functions, and the standard operators of opset 23.
+
+use crate::{Values, evaluate, graph_of, nodes, parse, read_back, same, try_write_at, well_formed};
+use lorafa_ir::Graph;
+use lorafa_ir::interp::Array;
+use lorafa_onnx::proto::{FunctionProto, ModelProto};
+use std::collections::BTreeSet;
+
+fn write_at(graph: &Graph, opset: i64) -> ModelProto {
+    let model = try_write_at(graph, opset).unwrap_or_else(|e| panic!("{e}\n{graph}"));
+    well_formed(&model);
+    assert_eq!(model, try_write_at(graph, opset).unwrap());
+    model
+}
+
+fn function_names(model: &ModelProto) -> Vec<&str> {
+    model.functions.iter().map(FunctionProto::name).collect()
+}
+
+fn operators(model: &ModelProto) -> Vec<&str> {
+    graph_of(model).node.iter().map(|n| n.op_type()).collect()
+}
+
+/// Numbers that are all different.
+fn values(graph: &Graph) -> Values {
+    let mut next = 0.0;
+    let params = graph.params();
+    params
+        .map(|(_, param)| {
+            let number = |_: &[usize]| {
+                next += 1.0;
+                f64::sin(next)
+            };
+            let array = Array::from_fn(&param.ty, number).unwrap();
+            (param.name.to_string(), array)
+        })
+        .collect()
+}
+
+/// What is written computes what the graph does.
+#[track_caller]
+fn means_the_same(graph: &Graph, model: &ModelProto) {
+    let values = values(graph);
+    let expected = evaluate(graph.clone(), &values);
+    same(
+        &evaluate(read_back(model), &values),
+        &expected,
+        1e-6,
+        "read back",
+    );
+}
+
+#[test]
+fn ops_alike_share_a_function() {
+    let graph = parse(
+        "graph @g {
+           param %x : f32[2,3,4] input
+           param %y : f32[5,4] input
+           param %w : f32[4] input
+           v3, v4 = rms_norm %x, %w {axis=2, eps=1e-6} : f32[2,3,4], f32[2,3,1] @layers.0.norm
+           v5, v6 = rms_norm v3, %w {axis=2, eps=1e-6} : f32[2,3,4], f32[2,3,1] @layers.1.norm
+           v7, v8 = rms_norm v5, %w {axis=2, eps=0.5} : f32[2,3,4], f32[2,3,1] @norm
+           v9, v10 = rms_norm %y, %w {axis=1, eps=1e-6} : f32[5,4], f32[5,1] @other
+           out \"a\" = v7
+           out \"b\" = v9
+           out \"c\" = v10
+         }",
+    );
+    let model = write_at(&graph, 20);
+    let names = ["rms_norm", "rms_norm_2", "rms_norm_3"];
+    assert_eq!(function_names(&model), names);
+    assert_eq!(
+        operators(&model),
+        ["rms_norm", "rms_norm", "rms_norm_2", "rms_norm_3"]
+    );
+    let outputs = graph_of(&model).node.iter().map(|n| n.output.len());
+    assert_eq!(outputs.collect::<Vec<_>>(), [1, 1, 1, 2]);
+    let of = |n: &lorafa_onnx::proto::NodeProto| (n.domain().to_string(), n.name().to_string());
+    assert_eq!(
+        of(&graph_of(&model).node[1]),
+        ("ai.lorafa".into(), "/layers.1.norm/rms_norm_4".into())
+    );
+    let domains = model.opset_import.iter().map(|o| (o.domain(), o.version()));
+    assert_eq!(domains.collect::<Vec<_>>(), [("", 20), ("ai.lorafa", 1)]);
+    let first = &model.functions[0];
+    assert_eq!(first.doc_string(), "rms_norm {axis=2, eps=1e-6}");
+    assert!(first.node.iter().all(|n| n.domain().is_empty()));
+    let modules: BTreeSet<String> = {
+        let again = read_back(&model);
+        let modules = again.ops().map(|op| op.site.module.to_string());
+        modules.filter(|m| !m.is_empty()).collect()
+    };
+    let expected = ["layers.0.norm", "layers.1.norm", "norm", "other"];
+    assert_eq!(modules, expected.map(String::from).into());
+    means_the_same(&graph, &model);
+}
+
+#[test]
+fn short_bodies_stand_in_place() {
+    let graph = parse(
+        "graph @g {
+           param %x : f32[2,3] input
+           v1 = silu %x : f32[2,3]
+           out \"y\" = v1
+         }",
+    );
+    let model = write_at(&graph, 20);
+    assert_eq!(operators(&model), ["Sigmoid", "Mul"]);
+    assert!(model.functions.is_empty());
+}
+
+#[test]
+fn the_opset_says_whether_there_is_an_operator() {
+    let graph = parse(
+        "graph @g {
+           param %q : f32[2,4,3,6] input
+           param %k : f32[2,2,3,6] input
+           param %v : f32[2,2,3,5] input
+           param %cos : f32[1,1,3,3] input
+           param %sin : f32[1,1,3,3] input
+           param %w : f32[5] input
+           v6 = rotary %q, %cos, %sin : f32[2,4,3,6]
+           v7 = rotary %k, %cos, %sin {inverse} : f32[2,2,3,6]
+           v8, v9 = attention v6, v7, %v {scale=0.25, causal} : f32[2,3,4,5], f32[2,4,3]
+           v10, v11 = rms_norm v8, %w {axis=3, eps=0.5} : f32[2,3,4,5], f32[2,3,4,1]
+           out \"y\" = v10
+         }",
+    );
+    let model = write_at(&graph, 23);
+    assert!(model.functions.is_empty());
+    assert_eq!(
+        operators(&model),
+        [
+            "Reshape",
+            "Expand",
+            "Reshape",
+            "Expand",
+            "RotaryEmbedding",
+            "Neg",
+            "Reshape",
+            "Expand",
+            "RotaryEmbedding",
+            "Attention",
+            "Transpose",
+            "RMSNormalization",
+        ]
+    );
+    means_the_same(&graph, &model);
+    // Later opsets are not written, and earlier ones lack the operators.
+    assert_eq!(model, write_at(&graph, 28));
+    let model = write_at(&graph, 18);
+    let names = ["rotary", "rotary_2", "attention", "rms_norm"];
+    assert_eq!(function_names(&model), names);
+    means_the_same(&graph, &model);
+}
+
+#[test]
+fn operators_that_lack_what_is_read_are_functions() {
+    let graph = parse(
+        "graph @g {
+           param %q : f32[2,4,3,6] input
+           param %mask : bool[3,3] input
+           param %w : f32[6] input
+           v3, v4 = attention %q, %q, %q {scale=0.25, causal} : f32[2,3,4,6], f32[2,4,3]
+           v5, v6 = attention %q, %q, %q, %mask {scale=0.25} : f32[2,3,4,6], f32[2,4,3]
+           v7, v8 = rms_norm v3, %w {axis=3, eps=0.5} : f32[2,3,4,6], f32[2,3,4,1]
+           out \"lse\" = v4
+           out \"masked\" = v5
+           out \"y\" = v7
+           out \"rstd\" = v8
+         }",
+    );
+    let model = write_at(&graph, 23);
+    let names = ["attention", "attention_2", "rms_norm"];
+    assert_eq!(function_names(&model), names);
+    assert_eq!(nodes(&model, "Attention").len(), 0);
+}
+
+/// A weight that another file holds transposed is read as it is there.
+#[test]
+fn functions_are_given_weights_as_they_are_held() {
+    let graph = parse(
+        "graph @g {
+           param %x : f32[4,2] input
+           param %w : f32[3,2] frozen {external=\"w.bin\", offset=0, length=24, transposed}
+           param %labels : i64[4] input
+           v3 = linear_cross_entropy %x, %w, %labels {trans_b} : f32[]
+           out \"loss\" = v3
+         }",
+    );
+    let model = write_at(&graph, 20);
+    assert_eq!(operators(&model), ["linear_cross_entropy"]);
+    assert_eq!(graph_of(&model).initializer[0].dims, [2, 3]);
+    let body = &model.functions[0].node;
+    assert!(body.iter().any(|n| n.op_type() == "MatMul"));
+    assert!(body.iter().all(|n| n.op_type() != "Transpose"));
+}
