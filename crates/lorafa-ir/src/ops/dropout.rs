@@ -216,6 +216,13 @@ impl Operator for DropoutGrad {
         &[(0, 0)]
     }
 
+    fn eval(&self, x: &[&Array], results: &[&TensorType]) -> Result<Vec<Array>, EvalError> {
+        let factor = 1.0 / (1.0 - self.ratio.0);
+        let survivors = x[0].data.iter().zip(&x[1].data);
+        let survivors = survivors.map(|(dy, kept)| dy * kept * factor);
+        Ok(vec![Array::new(results[0], survivors.collect())?])
+    }
+
     fn decompose(&self, p: &mut Patch<'_>, ins: &[ValueId]) -> Option<Result<Results, PatchError>> {
         Some((|| {
             let dtype = p.ty(ins[0]).dtype;
