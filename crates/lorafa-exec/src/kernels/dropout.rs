@@ -66,7 +66,7 @@ pub(super) fn places(shape: &[u64]) -> View {
 /// Draws the part of an op's mask that has these places in the whole.
 pub(super) fn draw(of: Dropout, out: &View, places: &View, cx: &mut Cx<'_>) {
     let (out, places) = (out.clone(), places.clone());
-    cx.push(Work::Mask(Mask { of, out, places }));
+    cx.push(Work::Mask(Box::new(Mask { of, out, places })));
 }
 
 pub(super) fn backward(op: DropoutGrad, cx: &mut Cx<'_>) -> Emitted {
