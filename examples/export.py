@@ -77,6 +77,7 @@ class Case:
     zero_b: bool = False        # as PEFT initialises: B and biases zero, norms one
     mask: bool = True
     keep_debug: bool = False    # strip stack traces only
+    layers: int = 2
 
     @property
     def name(self):
@@ -85,7 +86,8 @@ class Case:
                  f"drop{self.dropout}" if self.dropout else "", "ts" if self.legacy else "dynamo",
                  f"opset{self.opset}" if self.opset else "", flags, self.attention, "bf16base" if self.bf16 else "fp32",
                  "train" if self.train else "eval", "loss" if self.loss else "logits", "dyn" if self.dyn else "static",
-                 "zeroB" if self.zero_b else "", "" if self.mask else "nomask"]
+                 "zeroB" if self.zero_b else "", "" if self.mask else "nomask",
+                 "" if self.layers == 2 else f"L{self.layers}"]
         return "-".join(p for p in parts if p)
 
 
@@ -104,6 +106,7 @@ CASES = [
     Case("qwen2", loss=True),
     Case("gpt2", loss=True),
     Case("gpt2", lora=False, opt=False, dyn=False),
+    Case("gpt2", lora=False, attention="eager", train=True, dyn=False, layers=1),
     Case("roberta", loss=True),
     Case("roberta", lora=False),
     Case("t5", opt=False, loss=True),
@@ -111,10 +114,12 @@ CASES = [
 ]
 
 
-def build(family, lora, *, attention="sdpa", dropout=0.0, bf16=False, train=False, zero_b=False):
+def build(family, lora, *, attention="sdpa", dropout=0.0, bf16=False, train=False, zero_b=False, layers=2):
     torch.manual_seed(0)
     cls, config = FAMILIES[family]
-    model = cls._from_config(config(), attn_implementation=attention)
+    config = config()
+    config.num_hidden_layers = layers
+    model = cls._from_config(config, attn_implementation=attention)
     if bf16:
         model = model.to(torch.bfloat16)
     if lora:
@@ -148,7 +153,7 @@ def axes(family, kw):
 
 def export(case, path):
     model = build(case.family, case.lora, attention=case.attention, dropout=case.dropout, bf16=case.bf16,
-                  train=case.train, zero_b=case.zero_b)
+                  train=case.train, zero_b=case.zero_b, layers=case.layers)
     kw = inputs(case.family, case.loss, case.mask)
     names = ["loss", "logits"] if case.loss else ["logits"]
     opset = {"opset_version": case.opset} if case.opset else {}

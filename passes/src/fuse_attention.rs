@@ -15,6 +15,8 @@
 //! in their place. Heads that share keys and values read them where they lie, and what of a mask is a comparison of
 //! positions becomes a flag, so that what is left of it is no larger than the padding.
 //!
+//! Weights that are dropped at random are drawn block by block inside the op, from the seed of the dropout that they had.
+//!
 //! A query that sees no key gives zero, as PyTorch's own attention does and its exporters mean. Where they mask with the
 //! least finite number, the graph gives the mean of all values instead; such a query is padding, and nothing but padding
 //! depends on it.
@@ -83,6 +85,7 @@ fn fuse(graph: &mut Graph, found: &Pattern) -> Result<String, PatchError> {
         scale: Scalar(found.scale),
         causal: found.mask.causal,
         window: found.mask.window.map(|(window, _)| window),
+        dropout: found.dropout,
     };
     let results = patch.add(op.into(), &operands)?;
     let op = patch.graph().value(results[0]).op;

@@ -46,6 +46,7 @@ const OPS: &str = "
     gated act=silu; gated act=relu; gated_grad act=gelu; gated_grad act=gelu_tanh : bf16[a], bf16[a], bf16[a]
     rotary; rotary interleaved, inverse : f32[a,b,4], f32[b,2], f32[a,1,2]; rotary : bf16[a,0], bf16[0], bf16[a,0]
     attention scale=0.5, causal, window=? : f32[a,b,c,d], f32[a,b,c,d], f32[a,b,c,d]
+    attention scale=0.5, dropout=0.5, seed=? : f32[a,b,c,d], f32[a,b,c,d], f32[a,b,c,d]
     attention scale=0.5 : bf16[a,b,c,d], bf16[a,1,c,d], bf16[a,1,c,d], bool[a,1,1,c], f32[b,c,c]
     attention_grad scale=0.5, causal : f64[a,c,b,d], f64[a,b,c,d], f64[a,b,c,d], f64[a,b,c,d], f64[a,c,b,d], f64[a,b,c]
     cross_entropy : f32[a,b], i64[a]; cross_entropy ignore_index=0 : bf16[a,b], i32[a]

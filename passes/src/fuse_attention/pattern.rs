@@ -4,7 +4,7 @@ use super::heads::{self, Heads};
 use super::mask::{self, Mask};
 use super::uniform;
 use crate::matching::plain_product;
-use lorafa_ir::ops::{Binary, BinaryKind, MatMul, Op, Select, Softmax, Unary, UnaryKind};
+use lorafa_ir::ops::{Binary, BinaryKind, Dropout, MatMul, Op, Select, Softmax, Unary, UnaryKind};
 use lorafa_ir::{Graph, OpData, OpId, TensorType, ValueId};
 
 /// An attention as the graph spells it.
@@ -15,6 +15,7 @@ pub(super) struct Pattern {
     pub values: Heads,
     pub scale: f64,
     pub mask: Mask,
+    pub dropout: Option<Dropout>,
     /// What the op's result replaces, `[batch, heads, rows, value width]`.
     pub result: ValueId,
 }
@@ -32,7 +33,11 @@ pub(super) fn find(graph: &Graph, softmax: OpId) -> Result<Pattern, Why> {
     if graph.ty(weights).rank() != 4 || axis != 3 {
         return Err("it is not over the last of four axes");
     }
-    let (result, values) = weighted(graph, weights)?;
+    let Weighted {
+        result,
+        values,
+        dropout,
+    } = weighted(graph, weights)?;
     let scores = logits(graph, op.operands[0])?;
     let (queries, keys, scale) = product(graph, &scores)?;
 
@@ -67,6 +72,7 @@ pub(super) fn find(graph: &Graph, softmax: OpId) -> Result<Pattern, Why> {
         values,
         scale,
         mask,
+        dropout,
         result,
     })
 }
@@ -82,6 +88,11 @@ fn lines_up(q: &TensorType, k: &TensorType, v: &TensorType) -> bool {
         && whole(q.shape[1].known(), k.shape[1].known())
 }
 
+/// Whether an op or an output is a value's.
+fn is_read(graph: &Graph, value: ValueId) -> bool {
+    !graph.uses(value).is_empty() || graph.outputs().iter().any(|o| o.value == value)
+}
+
 /// The one op that reads a value.
 fn reader(graph: &Graph, value: ValueId) -> Result<&OpData, Why> {
     let uses = graph.uses(value);
@@ -92,8 +103,17 @@ fn reader(graph: &Graph, value: ValueId) -> Result<&OpData, Why> {
     }
 }
 
-/// From the weights down to the product with the values: what that gives, and the values.
-fn weighted(graph: &Graph, mut weights: ValueId) -> Result<(ValueId, Heads), Why> {
+/// What the weights lead to.
+struct Weighted {
+    /// The product with the values.
+    result: ValueId,
+    values: Heads,
+    dropout: Option<Dropout>,
+}
+
+/// From the weights down to the product with the values.
+fn weighted(graph: &Graph, mut weights: ValueId) -> Result<Weighted, Why> {
+    let mut dropout = None;
     loop {
         if let Some(guarded) = guarded(graph, weights) {
             weights = guarded;
@@ -102,7 +122,14 @@ fn weighted(graph: &Graph, mut weights: ValueId) -> Result<(ValueId, Heads), Why
         let op = reader(graph, weights)?;
         match op.kind {
             Op::Cast(cast) if cast.to.is_float() => weights = op.results[0],
-            Op::Dropout(_) => return Err("its weights are dropped at random"),
+            Op::Dropout(_) if dropout.is_some() => return Err("its weights are dropped twice"),
+            Op::Dropout(_) if is_read(graph, op.results[1]) => {
+                return Err("who survives its dropout is read");
+            }
+            Op::Dropout(of) => {
+                dropout = Some(of);
+                weights = op.results[0];
+            }
             Op::MatMul(_) if op.operands[0] == weights => {
                 let product = plain_product(op).filter(|product| !product.trans_a);
                 let product = product.ok_or("its weights are scaled or turned")?;
@@ -112,7 +139,11 @@ fn weighted(graph: &Graph, mut weights: ValueId) -> Result<(ValueId, Heads), Why
                 } else {
                     heads::plain(graph, values)
                 };
-                return Ok((op.results[0], values));
+                return Ok(Weighted {
+                    result: op.results[0],
+                    values,
+                    dropout,
+                });
             }
             _ => return Err("no product with values reads its weights"),
         }

@@ -1,11 +1,10 @@
 //! `dropout` and its gradient.
 //!
-//! Masks are drawn by counting: an element's fate depends on the op's seed, the step's number and the element's place,
-//! and on nothing that ran before. A step that is run again drops the same elements. They are drawn on the host and
-//! copied to where the step runs, so that a step drops the same elements on every device.
+//! Masks are drawn on the host and copied to where the step runs, so that a step drops the same elements on every device.
 //!
 //! Where only the loss is evaluated, dropout gives its operand and a mask of ones.
 
+use lorafa_ir::DType;
 use lorafa_ir::ops::{Dropout, DropoutGrad};
 
 use super::{Cx, Emitted, When, Work};
@@ -14,29 +13,30 @@ use crate::view::View;
 /// A mask to draw: one byte an element, 1 for what survives.
 #[derive(Debug)]
 pub(crate) struct Mask {
+    of: Dropout,
     /// Where it goes, row-major.
     pub out: View,
-    seed: u64,
-    /// Survive with at least this, of 2³².
-    least: u64,
+    /// The place of each of its elements in the whole mask.
+    places: View,
 }
 
 impl Mask {
     /// The mask of a step.
     pub(crate) fn draw(&self, step: u64, bytes: &mut [u8]) {
-        let stream = mix(mix(self.seed) ^ step);
-        for (element, byte) in (0u64..).zip(bytes) {
-            *byte = u8::from(mix(stream ^ element) >> 32 >= self.least);
+        let survivors = self.of.survivors(step);
+        let (shape, strides) = (&self.places.layout.shape, &self.places.layout.strides);
+        let (len, along) = shape.last().zip(strides.last()).unwrap_or((&1, &1));
+        for (row, bytes) in bytes.chunks_exact_mut(*len.max(&1) as usize).enumerate() {
+            let (mut row, mut place) = (row as u64, self.places.layout.offset);
+            for (n, stride) in shape.iter().zip(strides).rev().skip(1) {
+                place += row % n * stride;
+                row /= n;
+            }
+            for (byte, at) in bytes.iter_mut().zip(0..) {
+                *byte = u8::from(survivors.has(place + at * along));
+            }
         }
     }
-}
-
-/// SplitMix64: a step of its counter, then its finalizer.
-fn mix(n: u64) -> u64 {
-    let z = n.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 pub(super) fn forward(op: Dropout, cx: &mut Cx<'_>) -> Emitted {
@@ -45,7 +45,7 @@ pub(super) fn forward(op: Dropout, cx: &mut Cx<'_>) -> Emitted {
     cx.fill(&mask, 1.0)?;
     cx.copy(&cx.outs[0], &cx.ins[0])?;
     cx.when(When::Training);
-    draw(op, &mask, cx);
+    draw(op, &mask, &places(mask.shape()), cx);
     survivors(&cx.ins[0], &mask, op.ratio.0, cx)
 }
 
@@ -54,16 +54,19 @@ pub(super) fn mask(op: Dropout, cx: &mut Cx<'_>) -> Emitted {
     cx.when(When::Evaluation);
     cx.fill(&mask, 1.0)?;
     cx.when(When::Training);
-    draw(op, &mask, cx);
+    draw(op, &mask, &places(mask.shape()), cx);
     Ok(())
 }
 
-fn draw(op: Dropout, mask: &View, cx: &mut Cx<'_>) {
-    cx.push(Work::Mask(Mask {
-        out: mask.clone(),
-        seed: op.seed as u64,
-        least: (op.ratio.0 * (1u64 << 32) as f64).round() as u64,
-    }));
+/// The places of a whole mask, as a view of no memory: its parts are views of parts.
+pub(super) fn places(shape: &[u64]) -> View {
+    View::contiguous(std::ptr::null_mut(), DType::Bool, shape)
+}
+
+/// Draws the part of an op's mask that has these places in the whole.
+pub(super) fn draw(of: Dropout, out: &View, places: &View, cx: &mut Cx<'_>) {
+    let (out, places) = (out.clone(), places.clone());
+    cx.push(Work::Mask(Box::new(Mask { of, out, places })));
 }
 
 pub(super) fn backward(op: DropoutGrad, cx: &mut Cx<'_>) -> Emitted {

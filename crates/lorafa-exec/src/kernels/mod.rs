@@ -69,7 +69,7 @@ pub(crate) enum Work {
     /// Calls libtorch.
     Call(Call),
     /// Draws a mask.
-    Mask(Mask),
+    Mask(Box<Mask>),
 }
 
 /// Which runs a task belongs to.

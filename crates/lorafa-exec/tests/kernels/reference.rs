@@ -4,22 +4,13 @@ use crate::arena::eval::decomposed;
 use lorafa_ir::interp::{Array, EvalError};
 use lorafa_ir::{DType, Op, TensorType};
 
-/// The op's results from its operands, in f64 up to the last rounding. Masks of dropouts are taken as `found`.
+/// The op's results from its operands, in f64 up to the last rounding.
 pub fn eval(
     kind: &Op,
     operands: &[&Array],
     types: &[&TensorType],
-    found: &[Array],
 ) -> Result<Vec<Array>, EvalError> {
     let mut results = match kind {
-        Op::Dropout(op) => {
-            let mask = &found[1];
-            let scale = 1.0 / (1.0 - op.ratio.0);
-            let kept = operands[0].data.iter().zip(&mask.data);
-            let data = kept.map(|(x, m)| if *m != 0.0 { x * scale } else { 0.0 });
-            vec![Array::new(types[0], data.collect())?, mask.clone()]
-        }
-        Op::DropoutMask(_) => found.to_vec(),
         Op::DimValue(op) => {
             let numbers = op.values.iter().filter_map(|dim| dim.known());
             vec![Array::new(types[0], numbers.map(|n| n as f64).collect())?]

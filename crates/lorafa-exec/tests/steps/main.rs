@@ -3,6 +3,7 @@
 //! `LORAFA_EXTRA_MODELS` names a folder of more models with their answers.
 #![cfg(feature = "torch")]
 
+mod dropout;
 mod finite;
 mod memory;
 mod models;

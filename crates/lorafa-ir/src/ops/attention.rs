@@ -2,8 +2,8 @@
 
 use super::attrs::{AttrReader, Attrs};
 use super::{
-    AttentionGrad, BinaryKind, Iota, Op, Operator, ReduceKind, Scalar, Types, UnaryKind, float,
-    same_dtype,
+    AttentionGrad, BinaryKind, Dropout, Iota, Op, Operator, ReduceKind, Scalar, Types, UnaryKind,
+    float, same_dtype,
 };
 use crate::build::Built;
 use crate::dim::{Bindings, Dim};
@@ -14,7 +14,7 @@ use crate::layout::{Layout, pieces};
 use crate::patch::{Patch, PatchError, Results};
 use crate::types::{Shape, TensorType, TypeError, broadcast, line_up, may_equal};
 
-/// `attention q, k, v, mask, bias {scale=0.125, causal, window=4096}` gives the result and the logarithm of each row's
+/// `attention q, k, v, mask, bias {scale=0.125, causal, window=4096, dropout=0.1, seed=3}` gives the result and the logarithm of each row's
 /// sum of exponentials.
 ///
 /// Queries are `[batch, heads, rows, width]`, keys `[batch, groups, keys, width]` and values
@@ -25,6 +25,8 @@ use crate::types::{Shape, TensorType, TypeError, broadcast, line_up, may_equal};
 /// `[batch, heads, rows]`.
 ///
 /// Scores are `scale·q·kᵀ + bias`, in f32 if the operands are narrower; what a query does not see has minus infinity.
+/// Weights are dropped as [`Dropout`] with this ratio and seed drops elements of `[batch, heads, rows, keys]`; logarithms
+/// are of all weights.
 /// A query that sees no key, or whose every score is at most [`UNSEEN`], gives zero; its logarithm is plus infinity.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Attention {
@@ -34,6 +36,8 @@ pub struct Attention {
     pub causal: bool,
     /// With `causal`: how many keys a query sees at most, the one at its own place being the last.
     pub window: Option<u64>,
+    /// Which weights are dropped.
+    pub dropout: Option<Dropout>,
 }
 
 /// Scores up to here count as minus infinity: models mask with the least number of f32 or bf16.
@@ -144,6 +148,16 @@ impl AttentionSizes {
         self.dtype.is_half() || block.sequences > 1
     }
 
+    /// Bytes of the mask of a block's dropout, and of a zero.
+    pub(super) fn dropout_bytes(
+        &self,
+        block: AttentionBlock,
+        dropout: Option<Dropout>,
+    ) -> [u64; 2] {
+        let (scores, _) = self.of_block(block);
+        dropout.map_or([0, 0], |_| [scores * DType::Bool.size(), self.bytes(1)])
+    }
+
     /// Bytes of numbers in the type of scores.
     pub(super) fn bytes(&self, numbers: u64) -> u64 {
         numbers * self.wide.size()
@@ -246,6 +260,9 @@ impl Attention {
             }
             _ => {}
         }
+        if let Some(dropout) = &self.dropout {
+            dropout.check()?;
+        }
         let out = q.with_shape([b, s, h, dv].into_iter().cloned());
         let sums = TensorType::new(wide, [b, h, s].into_iter().cloned());
         Ok([out, sums].into_iter().collect())
@@ -337,8 +354,12 @@ impl Attention {
         let centred = p.minus(scores, most)?;
         let weights = p.unary(UnaryKind::Exp, centred)?;
         let sum = p.reduce(ReduceKind::Sum, weights, [3], true)?;
+        let kept = match self.dropout {
+            Some(dropout) => p.add(dropout.into(), &[weights])?[0],
+            None => weights,
+        };
         let v = spread(p, ins[2], &q_type.shape[1])?;
-        let out = p.matmul(weights, v, false, false)?;
+        let out = p.matmul(kept, v, false, false)?;
         let mut out = p.over(out, sum)?;
         let log = p.unary(UnaryKind::Log, sum)?;
         let mut sums = p.plus(most, log)?;
@@ -388,8 +409,12 @@ impl Operator for Attention {
         let attrs = Attrs::default()
             .with("scale", self.scale)
             .flag("causal", self.causal);
-        match self.window {
+        let attrs = match self.window {
             Some(window) => attrs.with("window", window),
+            None => attrs,
+        };
+        match self.dropout {
+            Some(Dropout { ratio, seed }) => attrs.with("dropout", ratio).with("seed", seed),
             None => attrs,
         }
     }
@@ -431,7 +456,8 @@ impl Operator for Attention {
     }
 
     /// The scores of a block, for each of its rows the largest score and weight and whether it sees anything, what scores
-    /// are masked with; copies of operands that are not read as they are, and a result that is not written as it is made.
+    /// are masked with and who survives dropout; copies of operands that are not read as they are, and a result that is not
+    /// written as it is made.
     fn scratch(&self, operands: &[(&TensorType, &Layout)], _: &[&TensorType]) -> u64 {
         let types: Vec<&TensorType> = operands.iter().map(|(ty, _)| *ty).collect();
         let Some(s) = AttentionSizes::of(types[0], types[1], types[2]) else {
@@ -458,7 +484,8 @@ impl Operator for Attention {
             when(s.collects(block), rows * s.value_width),
         ];
         let masks = s.mask_bytes(block, self.causal, mask);
-        pieces(own.into_iter().chain(masks).chain(copies))
+        let dropped = s.dropout_bytes(block, self.dropout);
+        pieces(own.into_iter().chain(masks).chain(dropped).chain(copies))
     }
 
     fn flops(&self, operands: &[&TensorType], _: &[&TensorType]) -> u64 {
@@ -477,10 +504,18 @@ fn read(a: &mut AttrReader<'_>) -> Result<Attention, String> {
         0 => None,
         n => Some(u64::try_from(n).map_err(|_| format!("bad window {n}"))?),
     };
+    let dropout = match a.float_or("dropout", 0.0)? {
+        Scalar(0.0) => None,
+        ratio => Some(Dropout {
+            ratio,
+            seed: a.int("seed")?,
+        }),
+    };
     Ok(Attention {
         scale: a.float("scale")?,
         causal: a.flag("causal"),
         window,
+        dropout,
     })
 }
 

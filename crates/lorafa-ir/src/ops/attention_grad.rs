@@ -3,7 +3,8 @@
 use super::attention::{extras, part, spread};
 use super::attrs::Attrs;
 use super::{
-    Attention, AttentionBlock, AttentionSizes, Op, Operator, ReduceKind, Types, UnaryKind,
+    Attention, AttentionBlock, AttentionSizes, DropoutGrad, DropoutMask, Op, Operator, ReduceKind,
+    Types, UnaryKind,
 };
 use crate::build::Built;
 use crate::dim::Bindings;
@@ -12,12 +13,12 @@ use crate::layout::{Layout, pieces};
 use crate::patch::{Patch, PatchError, Results};
 use crate::types::{Shape, TensorType, TypeError, line_up};
 
-/// `attention_grad dout, q, k, v, out, lse, mask, bias {scale=0.125, causal, window=4096, bias}` gives the gradients of
+/// `attention_grad dout, q, k, v, out, lse, mask, bias {scale=0.125, causal, window=4096, dropout=0.1, seed=3, bias}` gives the gradients of
 /// queries, keys and values, and of the bias if asked. Mask and bias are there if the attention has them; `out` and `lse`
 /// are what it gave.
 ///
 /// The first three are `[batch, rows, heads, width]`, as the products that follow read them; the bias's is in the type of
-/// `lse`. Weights are computed again, block by block.
+/// `lse`. Weights are computed again, block by block, and who survived dropout is drawn again.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct AttentionGrad {
     /// Of which attention.
@@ -90,8 +91,8 @@ impl Operator for AttentionGrad {
     }
 
     /// The weights of a block and their gradients, for each of its rows whether it sees anything, what scores are masked
-    /// with; copies of operands that are not read as they are, results that are not written as they are made, and the part
-    /// of the bias's gradient.
+    /// with and who survives dropout; copies of operands that are not read as they are, results that are not written as
+    /// they are made, and the part of the bias's gradient.
     fn scratch(&self, operands: &[(&TensorType, &Layout)], _: &[&TensorType]) -> u64 {
         let types: Vec<&TensorType> = operands.iter().map(|(ty, _)| *ty).collect();
         let Some(s) = AttentionSizes::of(types[1], types[2], types[3]) else {
@@ -125,7 +126,8 @@ impl Operator for AttentionGrad {
             bias.map_or(0, |shape| s.bytes(shape.iter().product())),
         ];
         let masks = s.mask_bytes(block, self.of.causal, mask);
-        pieces(own.into_iter().chain(masks).chain(copies))
+        let dropped = s.dropout_bytes(block, self.of.dropout);
+        pieces(own.into_iter().chain(masks).chain(dropped).chain(copies))
     }
 
     fn flops(&self, operands: &[&TensorType], _: &[&TensorType]) -> u64 {
@@ -172,7 +174,15 @@ impl AttentionGrad {
         let product = p.times(dout, out)?;
         let delta = p.reduce(ReduceKind::Sum, product, [3], true)?;
         let values = spread(p, v, &heads)?;
-        let d_weights = p.matmul(dout, values, false, true)?;
+        let mut d_weights = p.matmul(dout, values, false, true)?;
+        let mut kept = weights;
+        if let Some(of) = self.of.dropout {
+            let shape = p.ty(weights).shape.clone();
+            let mask = p.add1(DropoutMask { of, shape }.into(), &[])?;
+            let survivors = DropoutGrad { ratio: of.ratio };
+            kept = p.add1(survivors.into(), &[weights, mask])?;
+            d_weights = p.add1(survivors.into(), &[d_weights, mask])?;
+        }
         let d_scores = p.minus(d_weights, delta)?;
         let d_scores = p.times(weights, d_scores)?;
         let keys = spread(p, k, &heads)?;
@@ -181,7 +191,7 @@ impl AttentionGrad {
         let queries = p.cast(q, wide)?;
         let dk = p.matmul(d_scores, queries, true, false)?;
         let dk = p.scaled(dk, self.of.scale.0)?;
-        let dv = p.matmul(weights, dout, true, false)?;
+        let dv = p.matmul(kept, dout, true, false)?;
         let mut results = Results::new();
         for (grad, heads) in [(dq, &heads), (dk, &groups), (dv, &groups)] {
             let sum = gathered(p, grad, heads)?;

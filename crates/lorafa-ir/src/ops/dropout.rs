@@ -1,4 +1,8 @@
 //! `dropout` in training mode, and its gradient.
+//!
+//! Masks are drawn by counting: an element's fate depends on the op's seed, the step's number and the element's place,
+//! and on nothing that ran before. A step that is run again drops the same elements, and so does a part of a mask that is
+//! drawn by itself. The reference semantics are those of step 0.
 
 use super::attrs::{AttrReader, Attrs};
 use super::{Op, Operator, Scalar, Types, float, one};
@@ -6,6 +10,7 @@ use crate::dim::Bindings;
 use crate::dtype::DType;
 use crate::grad::{Gradient, GradientError};
 use crate::ids::ValueId;
+use crate::interp::{Array, EvalError};
 use crate::layout::{Layout, pieces};
 use crate::patch::{Patch, PatchError, Results};
 use crate::types::{Shape, TensorType, TypeError};
@@ -19,8 +24,60 @@ pub struct Dropout {
     pub seed: i64,
 }
 
+/// Who survives a dropout in one step.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Survivors {
+    stream: u64,
+    least: i64,
+}
+
+/// SplitMix64: what its counter goes on by.
+const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// SplitMix64's two rounds: a shift, and a factor.
+const ROUNDS: [(u32, u64); 2] = [(30, 0xbf58_476d_1ce4_e5b9), (27, 0x94d0_49bb_1331_11eb)];
+
+/// SplitMix64 up to its last shift, which changes no upper bits.
+fn mix(z: u64) -> u64 {
+    let round = |z: u64, (shift, factor): (u32, u64)| (z ^ (z >> shift)).wrapping_mul(factor);
+    ROUNDS.into_iter().fold(z, round)
+}
+
+impl Survivors {
+    /// Whether the element at this place of the row-major operand survives.
+    #[inline]
+    pub fn has(&self, place: u64) -> bool {
+        mix(self.stream.wrapping_add(GAMMA.wrapping_mul(place))) as i64 >= self.least
+    }
+
+    /// The mask of an operand of a type's shape.
+    fn mask(&self, ty: &TensorType) -> Result<Array, EvalError> {
+        let places = 0..ty.elements().unwrap_or(0);
+        let mask = places.map(|place| f64::from(u8::from(self.has(place))));
+        Array::new(ty, mask.collect())
+    }
+}
+
 impl Dropout {
-    fn check(&self) -> Result<(), TypeError> {
+    /// Who survives in a step.
+    pub fn survivors(&self, step: u64) -> Survivors {
+        let own = |z: u64| {
+            let z = mix(z.wrapping_add(GAMMA));
+            z ^ (z >> 31)
+        };
+        let numbers = self.ratio.0 * 2f64.powi(64);
+        Survivors {
+            stream: own(own(self.seed as u64) ^ step),
+            least: i64::MIN.wrapping_add(numbers as u64 as i64),
+        }
+    }
+
+    /// What survivors are multiplied by.
+    pub fn factor(&self) -> f64 {
+        1.0 / (1.0 - self.ratio.0)
+    }
+
+    pub(super) fn check(&self) -> Result<(), TypeError> {
         if (0.0..1.0).contains(&self.ratio.0) {
             return Ok(());
         }
@@ -53,6 +110,14 @@ impl Operator for Dropout {
 
     fn bind(&self, _: &Bindings) -> Option<Op> {
         Some((*self).into())
+    }
+
+    fn eval(&self, x: &[&Array], results: &[&TensorType]) -> Result<Vec<Array>, EvalError> {
+        let mask = self.survivors(0).mask(results[1])?;
+        let survivors = x[0].data.iter().zip(&mask.data);
+        let survivors =
+            survivors.map(|(x, kept)| if *kept == 0.0 { 0.0 } else { x * self.factor() });
+        Ok(vec![Array::new(results[0], survivors.collect())?, mask])
     }
 
     /// Needs the mask.
@@ -108,6 +173,10 @@ impl Operator for DropoutMask {
         let shape = shape.collect::<Option<Shape>>()?;
         Some(DropoutMask { of: self.of, shape }.into())
     }
+
+    fn eval(&self, _: &[&Array], results: &[&TensorType]) -> Result<Vec<Array>, EvalError> {
+        Ok(vec![self.of.survivors(0).mask(results[0])?])
+    }
 }
 
 /// `dropout_grad dy, mask {ratio=0.05}`: `dy·mask/(1-ratio)`.
@@ -145,6 +214,13 @@ impl Operator for DropoutGrad {
 
     fn in_place(&self) -> &'static [(usize, usize)] {
         &[(0, 0)]
+    }
+
+    fn eval(&self, x: &[&Array], results: &[&TensorType]) -> Result<Vec<Array>, EvalError> {
+        let factor = 1.0 / (1.0 - self.ratio.0);
+        let survivors = x[0].data.iter().zip(&x[1].data);
+        let survivors = survivors.map(|(dy, kept)| dy * kept * factor);
+        Ok(vec![Array::new(results[0], survivors.collect())?])
     }
 
     fn decompose(&self, p: &mut Patch<'_>, ins: &[ValueId]) -> Option<Result<Results, PatchError>> {

@@ -13,10 +13,9 @@ mod variants;
 
 use elementwise::{Coverage, ELEMENTWISE};
 use harness::{Case, close, evaluate};
+use lorafa_ir::OutputKind;
 use lorafa_ir::grad::GradientError;
 use lorafa_ir::interp::Array;
-use lorafa_ir::ops::{Param, Role};
-use lorafa_ir::{Op, OutputKind};
 use mnemonics::MNEMONICS;
 use std::collections::BTreeSet;
 use structured::STRUCTURED;
@@ -42,12 +41,10 @@ fn every_op_is_in_the_table() {
                 reached.insert(variant(&case.graph.op(case.op).kind));
             }
             Coverage::Elsewhere(why) => {
-                assert!(["param", "dropout", "dropout_mask"].contains(name), "{why}")
+                assert!(["param", "dropout_mask"].contains(name), "{why}")
             }
         }
     }
-    let dropout = harness::parse_op("dropout", "{ratio=0.5, seed=1}");
-    reached.insert(variant(&dropout));
     let mask = harness::parse_op("dropout_mask", "{ratio=0.5, seed=1, shape=[2]}");
     reached.insert(variant(&mask));
     assert_eq!(reached, (0..VARIANTS).collect());
@@ -187,28 +184,6 @@ fn ties_are_shared() {
         let dx = &evaluate(case.graph, &case.values)["dx"];
         close(&dx.data, &expected, name);
     }
-}
-
-#[test]
-fn dropout_lets_through_what_survived() {
-    let mut case = Case::new("dropout", "f64[5] {ratio=0.2, seed=1}");
-    let dy = case.add_dy();
-    let dx = case.gradient(dy, &[true]).unwrap()[0].unwrap();
-    let mask = case.graph.op(case.op).results[1];
-    let mut patch = case.graph.patch("case");
-    let ty = patch.ty(mask).clone();
-    let array = lorafa_ir::interp::Array::new(&ty, vec![1.0, 0.0, 1.0, 1.0, 0.0]).unwrap();
-    let param = Param::runtime("mask", Role::Input, ty);
-    let given = patch.add1(Op::Param(Box::new(param)), &[]).unwrap();
-    patch.replace(mask, given).unwrap();
-    patch.retain_outputs(|_| false);
-    patch.output("dx", dx, OutputKind::Value);
-    patch.remove(case.op).unwrap();
-    case.values.insert(given, array.clone());
-    let dx = &evaluate(case.graph, &case.values)["dx"];
-    let dy = case.values[&dy].data.iter().zip(&array.data);
-    let expected: Vec<f64> = dy.map(|(dy, mask)| dy * mask / 0.8).collect();
-    close(&dx.data, &expected, "dropout");
 }
 
 /// What a formula for `p`, corrected moments and learning rate gives.

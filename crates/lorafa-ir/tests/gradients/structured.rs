@@ -200,6 +200,7 @@ pub const STRUCTURED: &[(&str, Coverage)] = &[
             "f64[2,2,3,2], f64[2,2,4,2], f64[2,2,4,2], bool[2,1,1,4]=(1,1,0,1,1,1,1,0), f64[1,2,3,4] {scale=1.0}",
             "f64[1,2,3,2], ~f64[1,2,4,2], f64[1,2,4,2], ~f64[1,2,3,4] {scale=1.0}",
             "bf16[1,2,3,2], bf16[1,2,4,2], bf16[1,2,4,2], bf16[1,2,3,4] {scale=1.0}",
+            "f64[2,4,3,2], f64[2,2,3,2], f64[2,2,3,2], f64[2,1,3,1] {scale=1.0, causal, dropout=0.3, seed=1}",
         ]),
     ),
     (
@@ -303,12 +304,9 @@ pub const STRUCTURED: &[(&str, Coverage)] = &[
     ),
     (
         "dropout",
-        Elsewhere("has no reference semantics: which elements survive is not defined"),
+        Cases(&["f64[5] {ratio=0.2, seed=1}", "f64[3,4] {ratio=0.5, seed=3}"]),
     ),
-    (
-        "dropout_mask",
-        Elsewhere("has no reference semantics, as dropout"),
-    ),
+    ("dropout_mask", Elsewhere("has no operands")),
     (
         "dropout_grad",
         Refuses(SECOND_ORDER, "f64[2], bool[2] {ratio=0.5}"),

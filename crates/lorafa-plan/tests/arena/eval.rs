@@ -13,8 +13,6 @@ pub fn eval(
     types: &[&TensorType],
 ) -> Result<Vec<Array>, EvalError> {
     let mut results = match kind {
-        Op::Dropout(_) => Ok(dropout(operands[0], types)?),
-        Op::DropoutMask(_) => Ok(vec![mask(types[0])?]),
         Op::AdamW(_) => decomposed(kind, operands),
         _ => kind
             .eval(operands, types)
@@ -25,20 +23,6 @@ pub fn eval(
         round(array);
     }
     Ok(results)
-}
-
-/// Drops every third element: what is dropped does not matter here, only that it is the same twice.
-fn dropout(x: &Array, types: &[&TensorType]) -> Result<Vec<Array>, EvalError> {
-    let mask = mask(types[1])?;
-    let data = x.data.iter().zip(&mask.data);
-    let survivors = data.map(|(x, keep)| x * keep * 2.0).collect();
-    Ok(vec![Array::new(types[0], survivors)?, mask])
-}
-
-fn mask(ty: &TensorType) -> Result<Array, EvalError> {
-    let elements = 0..ty.elements().unwrap_or(0);
-    let keep = elements.map(|i| f64::from(u8::from(i % 3 != 0)));
-    Array::new(ty, keep.collect())
 }
 
 /// What an op's decomposition makes of its operands.

@@ -2,6 +2,7 @@
 
 use lorafa_ir::ops::{AttentionBlock, AttentionGrad, AttentionSizes};
 
+use super::drops::Drops;
 use super::operands::{Operand, Operands, blocks, together};
 use super::scores::{Masks, four_axes};
 use super::{KEYS, by_share, heads_first, products, sizes, softmax};
@@ -27,6 +28,7 @@ pub(in crate::kernels) fn backward(op: AttentionGrad, cx: &mut Cx<'_>) -> Emitte
         false => None,
     };
     let masks = Masks::new(cx, op.of, s, at_once, &ins[6..])?;
+    let drops = Drops::new(cx, op.of, s, at_once)?;
     let operands = Operands::new(cx, s, at_once, [&ins[1], &ins[2], &ins[3]]);
     let d_out = heads_first(&ins[0]);
     let copy = s.copies(at_once, &d_out.layout) || seeing.is_some();
@@ -86,8 +88,17 @@ pub(in crate::kernels) fn backward(op: AttentionGrad, cx: &mut Cx<'_>) -> Emitte
 
             masks.scores(cx, [&q, &k, &weights], &block)?;
             softmax(cx, &weights)?;
-            products(cx, [&weights.swapped(), &d_out, &dv], beta, 1.0)?;
-            products(cx, [&d_out, &v.swapped(), &grads], 0.0, 1.0)?;
+            if let Some(drops) = &drops {
+                // What survives of the weights is where their gradients will be.
+                let (mask, factor) = (drops.mask(cx, &block), drops.factor());
+                drops.keep(cx, &mask, &weights, &grads)?;
+                products(cx, [&grads.swapped(), &d_out, &dv], beta, factor)?;
+                products(cx, [&d_out, &v.swapped(), &grads], 0.0, factor)?;
+                drops.keep(cx, &mask, &grads, &grads)?;
+            } else {
+                products(cx, [&weights.swapped(), &d_out, &dv], beta, 1.0)?;
+                products(cx, [&d_out, &v.swapped(), &grads], 0.0, 1.0)?;
+            }
             let (axis, dtype) = (In::Int(KEYS), In::Int(code(s.wide)?));
             let args = [
                 (&grads).into(),

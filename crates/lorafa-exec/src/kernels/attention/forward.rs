@@ -2,10 +2,11 @@
 
 use lorafa_ir::ops::{Attention, UNSEEN};
 
+use super::drops::Drops;
 use super::operands::{Operand, Operands, blocks, together};
 use super::scores::Masks;
 use super::{KEYS, by_share, heads_first, products, sizes, softmax};
-use crate::kernels::{Cx, Emitted, In};
+use crate::kernels::{Cx, Emitted, In, When};
 use crate::view::View;
 
 pub(in crate::kernels) fn forward(op: Attention, cx: &mut Cx<'_>) -> Emitted {
@@ -22,6 +23,7 @@ pub(in crate::kernels) fn forward(op: Attention, cx: &mut Cx<'_>) -> Emitted {
         false => None,
     };
     let masks = Masks::new(cx, op, s, at_once, &ins[3..])?;
+    let drops = Drops::new(cx, op, s, at_once)?;
     let operands = Operands::new(cx, s, at_once, [&ins[0], &ins[1], &ins[2]]);
     let heads = heads_first(&out);
     let result = Operand::new(
@@ -63,7 +65,17 @@ pub(in crate::kernels) fn forward(op: Attention, cx: &mut Cx<'_>) -> Emitted {
             largest(cx, &scores, &most)?;
             softmax(cx, &scores)?;
             largest(cx, &scores, &weight)?;
-            products(cx, [&scores, &v, &y_shares], 0.0, 1.0)?;
+            if let Some(drops) = &drops {
+                cx.when(When::Evaluation);
+                products(cx, [&scores, &v, &y_shares], 0.0, 1.0)?;
+                cx.when(When::Training);
+                let mask = drops.mask(cx, &block);
+                drops.keep(cx, &mask, &scores, &scores)?;
+                products(cx, [&scores, &v, &y_shares], 0.0, drops.factor())?;
+                cx.when(When::Always);
+            } else {
+                products(cx, [&scores, &v, &y_shares], 0.0, 1.0)?;
+            }
             if let Some((seeing, unseen)) = &seeing {
                 // One, or zero for a row that sees nothing: that is its result, and minus infinity the logarithm.
                 let seeing = view(seeing, 1);

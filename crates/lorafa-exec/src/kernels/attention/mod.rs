@@ -11,8 +11,12 @@
 //! lie. The heads of several sequences are one batch to BLAS if they are evenly apart; those that are not are copied, as
 //! are 16-bit operands, which are widened, and what BLAS cannot read: keys and values once for the sequences of a block,
 //! the rest a block at a time. Scores and sums are never narrower than f32.
+//!
+//! Who survives dropout is drawn for a block, again in the backward pass, by the places of its scores in the whole matrix;
+//! where only the loss is evaluated, all do.
 
 mod backward;
+mod drops;
 mod forward;
 mod operands;
 mod scores;
