@@ -131,6 +131,7 @@ fn asked(source: &str) -> Asked {
                 options.optimizer.projection = lorafa_ir::DType::parse(value).unwrap();
             }
             "accumulate" => options.optimizer.accumulate = true,
+            "keep-gradients" => options.optimizer.keep_gradients = true,
             "before" => asked.before = Some(value.to_owned()),
             "after" => asked.after = Some(value.to_owned()),
             other => panic!("no option is called {other}"),

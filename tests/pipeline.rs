@@ -216,6 +216,45 @@ fn examples_run_in_their_arenas() {
     }
 }
 
+/// Nothing stands between an update and the last of what it waits for but updates and the rest of one op's gradients, and no
+/// gradient outlives its update.
+#[test]
+fn gradients_do_not_pile_up() {
+    for model in examples() {
+        for (method, name) in Method::ALL {
+            let (graph, _) = compile(&model, method);
+            let plan = plan(&graph).unwrap();
+            let storage = |value: ValueId| plan.place(value).unwrap().storage;
+            let mut made: BTreeMap<ValueId, u32> = BTreeMap::new();
+            let mut read = BTreeMap::new();
+            let mut backward: Vec<(u32, i64)> = Vec::new();
+            let mut updates = 0;
+            for (position, id) in plan.schedule().iter() {
+                let op = graph.op(id);
+                if let Op::AdamW(_) = op.kind {
+                    let (param, gradient) = (op.operands[0], op.operands[1]);
+                    let waits_for = made[&gradient].max(read[&storage(param)]);
+                    let what = format!("{} {name}: {}", model.name, OpDisplay(&graph, id));
+                    let between = backward.iter().rev();
+                    let mut between = between.take_while(|(position, _)| *position > waits_for);
+                    assert!(between.all(|(_, place)| *place == op.site.seq), "{what}");
+                    let range = plan.live_range(storage(gradient));
+                    assert_eq!(range.positions.end, position + 1, "{what}");
+                    updates += 1;
+                    continue;
+                }
+                if op.site.region != Region::Forward {
+                    backward.push((position, op.site.seq));
+                }
+                made.extend(op.results.iter().map(|value| (*value, position)));
+                read.extend(op.operands.iter().map(|value| (storage(*value), position)));
+            }
+            let trained = graph.params().filter(|(_, p)| p.role == Role::Trained);
+            assert_eq!(updates, trained.count(), "{} {name}", model.name);
+        }
+    }
+}
+
 /// With accumulation, clipping and projection, too.
 #[test]
 fn all_that_optimizers_do_runs_in_its_arena() {

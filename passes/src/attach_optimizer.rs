@@ -14,11 +14,15 @@
 //!
 //! Moments are f32 whatever the parameter is. They and the parameter are updated in place.
 //!
+//! An update stands in the backward pass, where its gradient is there and what reads the parameter has run; where
+//! gradients wait for each other or for other micro-batches, it stands after the backward pass. A gradient is no output
+//! unless that is asked for, so that it lives until its update.
+//!
 //! A gradient goes through these, as far as they are asked for:
 //!
 //! | | region | what it adds |
 //! |---|---|---|
-//! | accumulation | backward | `optim::keep` and `optim::weight`, `f32[]`, and an f32 accumulator `optim::grad::b`, which is then the gradient output: `accumulate %optim::grad::b, v9, %optim::keep, %optim::weight` |
+//! | accumulation | backward | `optim::keep` and `optim::weight`, `f32[]`, and an f32 accumulator `optim::grad::b`, which is then the gradient: `accumulate %optim::grad::b, v9, %optim::keep, %optim::weight` |
 //! | clipping | update | the output `grad_norm`, `f32[]`, over all gradients; each is multiplied by `min(1, most/(grad_norm + 1e-6))` |
 //! | projection | update | for an adapter's B, `optim::inverse::a`, `f32[rank,rank]`, by which the gradient is multiplied, and by `1/scale²`; in f32, or in bf16 as PEFT does where there is bf16 |
 //!
@@ -28,6 +32,7 @@
 
 mod clip;
 mod options;
+mod place;
 mod project;
 
 pub use options::{OptimizerKind, OptimizerOptions};
@@ -52,9 +57,10 @@ struct Trained {
     gradient: ValueId,
     /// The gradient output's name.
     output: Arc<str>,
-    /// Where the op stands that makes the gradient. What follows waits for nothing else, and stands
-    /// in the same order.
-    seq: i64,
+    /// From this place of the schedule on the gradient is there.
+    made: i64,
+    /// From this place of the schedule on nothing reads the parameter.
+    read: i64,
 }
 
 impl Trained {
@@ -74,8 +80,14 @@ impl Pass for AttachOptimizer {
 
     fn run(&self, graph: &mut Graph, cx: &mut PassCx) -> Result<Changed, PassError> {
         let options = cx.options.optimizer;
-        refuse_taken_names(graph, options.max_grad_norm.is_some())?;
+        let clips = options.max_grad_norm.is_some();
+        refuse_taken_names(graph, clips)?;
         let mut trained = trained(graph);
+        place::find(graph, &mut trained);
+        let waits = options.accumulate || clips;
+        if !waits {
+            cx.note("parameters are updated within the backward pass");
+        }
         let mut patch = graph.patch("attach-optimizer");
         let step = TensorType::scalar(DType::I64);
         let step = state(&mut patch, STEP, step)?;
@@ -103,8 +115,16 @@ impl Pass for AttachOptimizer {
             }
             None => None,
         };
+        if !options.keep_gradients {
+            patch.retain_outputs(|o| !matches!(o.kind, OutputKind::Gradient(_)));
+        }
         for one in &trained {
-            patch.at_site(update_site(one.seq, one.module()));
+            let place = if waits {
+                place::LAST
+            } else {
+                one.made.max(one.read)
+            };
+            patch.at_site(update_site(place, one.module()));
             let mut gradient = one.gradient;
             if let Some(coefficient) = coefficient {
                 gradient = patch.cast(gradient, DType::F32)?;
@@ -147,7 +167,8 @@ fn trained(graph: &Graph) -> Vec<Trained> {
             name: graph.param(param)?.name.clone(),
             gradient: o.value,
             output: o.name.clone(),
-            seq: graph.def(o.value).site.seq,
+            made: i64::MIN,
+            read: i64::MIN,
         }),
         _ => None,
     });
@@ -187,7 +208,7 @@ fn accumulate(patch: &mut Patch<'_>, trained: &mut [Trained]) -> Result<(), Patc
         let sum = state(patch, &format!("optim::grad::{}", one.name), ty)?;
         patch.at_site(Site {
             region: Region::Backward,
-            ..update_site(one.seq, one.module())
+            ..update_site(one.made, one.module())
         });
         let operands = [sum, one.gradient, keep, weight];
         one.gradient = patch.add1(Accumulate.into(), &operands)?;

@@ -52,31 +52,30 @@ pub const FREEZE: Stage = &[
     &mask_relu::MaskRelu,
 ];
 
-/// Passes that turn gradients into a training step, products into what BLAS computes at once, and masks that are kept into
-/// masks that are drawn again.
+/// Passes that turn products into what BLAS computes at once, and masks that are kept into masks that are drawn again.
+pub const REFINE: Stage = &[&redraw_masks::RedrawMasks, &fuse_products::FuseProducts];
+
+/// Passes that turn gradients into a training step.
 ///
 /// Nothing merges equal expressions afterwards: a gradient's f32 copy is made where it is read, again
-/// and again, so that there is one at a time.
-pub const UPDATE: Stage = &[
-    &redraw_masks::RedrawMasks,
-    &fuse_products::FuseProducts,
-    &attach_optimizer::AttachOptimizer,
-];
+/// and again, so that there is one at a time. Nor does anything read parameters that did not before: they are updated
+/// when what reads them has run.
+pub const UPDATE: Stage = &[&attach_optimizer::AttachOptimizer];
 
 /// The first stages, the same for every method.
 pub const SHARED: &[Stage] = &[PREPARE, FUSE];
 
-/// The stages that follow the shared ones and lead to a method's training step.
-pub fn own(method: Method) -> &'static [Stage] {
+/// The stages that follow the shared ones and lead to a method's gradients.
+pub fn differentiation(method: Method) -> &'static [Stage] {
     match method {
-        Method::Full | Method::Lora => &[TRAIN, UPDATE],
-        Method::LoraFa => &[TRAIN, FREEZE, UPDATE],
+        Method::Full | Method::Lora => &[TRAIN],
+        Method::LoraFa => &[TRAIN, FREEZE],
     }
 }
 
 /// The stages that lead to a method's training step.
 pub fn stages(method: Method) -> Vec<Stage> {
-    [SHARED, own(method)].concat()
+    [SHARED, differentiation(method), &[REFINE, UPDATE]].concat()
 }
 
 /// The passes that make one op of several.
@@ -88,7 +87,7 @@ pub fn fusions() -> impl Iterator<Item = &'static dyn Pass> {
 /// Every pass once, in pipeline order.
 pub fn all() -> Vec<&'static dyn Pass> {
     let mut passes: Vec<&'static dyn Pass> = Vec::new();
-    for pass in [PREPARE, FUSE, TRAIN, FREEZE, UPDATE].concat() {
+    for pass in [PREPARE, FUSE, TRAIN, FREEZE, REFINE, UPDATE].concat() {
         if passes.iter().all(|p| p.name() != pass.name()) {
             passes.push(pass);
         }

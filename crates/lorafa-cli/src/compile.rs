@@ -4,12 +4,12 @@ use crate::args::{InitArg, MethodArg, TrainingArgs};
 use crate::dims::{self, Dims};
 use crate::error::Error;
 use crate::optimizer::OptimizerArg;
-use lorafa_ir::{DType, Graph, Op, OutputKind, Region, ValueId};
+use lorafa_ir::{DType, Graph};
 use lorafa_onnx::file::ModelFile;
 use lorafa_onnx::import::import;
 use lorafa_passes::attach_loss::{self, LossKind};
+use lorafa_passes::attach_optimizer::OptimizerOptions;
 use lorafa_passes::convert_precision::main_dtype;
-use lorafa_passes::eliminate_dead_code::EliminateDeadCode;
 use lorafa_passes::freeze_lora_a::Certificate;
 use lorafa_passes::inject_lora::InjectOptions;
 use lorafa_passes::pass::{Method, Options};
@@ -29,6 +29,8 @@ pub struct Step {
     pub graph: Graph,
     /// Where every byte of it lives.
     pub plan: Plan,
+    /// Forward and backward, whose results are the gradients: what is written, and runs without a plan.
+    pub gradients: Graph,
 }
 
 /// A model compiled for every method that it allows.
@@ -166,12 +168,12 @@ pub fn single(model: &ModelFile, args: &TrainingArgs) -> Result<Single, Error> {
     }
     refuse_flags_of_injection(&graph, args, without && args.lora.rank.is_none())?;
     let (loss, loss_in_words) = (attached(&graph, args), describe_loss(&graph, args));
-    for stage in registry::own(cx.options.method) {
+    for stage in registry::differentiation(cx.options.method) {
         run(stage, &mut graph, &mut cx)?;
     }
     Ok(Single {
         dims,
-        step: step(cx.options.method, graph)?,
+        step: step(graph, &mut cx)?,
         loss,
         loss_in_words,
         warnings: cx.warnings,
@@ -242,9 +244,8 @@ fn full(mut graph: Graph, options: Options) -> Result<(Step, Vec<String>), Error
         ..options
     });
     run(registry::TRAIN, &mut graph, &mut cx)?;
-    run(registry::UPDATE, &mut graph, &mut cx)?;
-    let notes = noted("full", &mut cx);
-    Ok((step(Method::Full, graph)?, notes))
+    let step = step(graph, &mut cx)?;
+    Ok((step, noted("full", &mut cx)))
 }
 
 /// The steps that train adapters.
@@ -266,16 +267,16 @@ fn adapted(mut lora: Graph, options: Options) -> Result<Adapted, Error> {
     let mut notes = noted("lora and lora-fa", &mut cx);
 
     let mut lora_fa = lora.clone();
-    run(registry::UPDATE, &mut lora, &mut cx)?;
+    let lora = step(lora, &mut cx)?;
     notes.extend(noted("lora", &mut cx));
 
     cx.options.method = Method::LoraFa;
     run(registry::FREEZE, &mut lora_fa, &mut cx)?;
-    run(registry::UPDATE, &mut lora_fa, &mut cx)?;
+    let lora_fa = step(lora_fa, &mut cx)?;
     notes.extend(noted("lora-fa", &mut cx));
     Ok(Adapted {
-        lora: step(Method::Lora, lora)?,
-        lora_fa: step(Method::LoraFa, lora_fa)?,
+        lora,
+        lora_fa,
         certificate: cx.certificate,
         warnings: cx.warnings,
         notes,
@@ -288,12 +289,17 @@ fn noted(methods: &str, cx: &mut PassCx) -> Vec<String> {
     notes.map(|note| format!("[{methods}] {note}")).collect()
 }
 
-fn step(method: Method, graph: Graph) -> Result<Step, Error> {
+/// Ends a graph that has gradients as the step of the method that `cx` asks for.
+fn step(mut gradients: Graph, cx: &mut PassCx) -> Result<Step, Error> {
+    run(registry::REFINE, &mut gradients, cx)?;
+    let mut graph = gradients.clone();
+    run(registry::UPDATE, &mut graph, cx)?;
     let plan = lorafa_plan::plan(&graph)?;
     Ok(Step {
-        method,
+        method: cx.options.method,
         graph,
         plan,
+        gradients,
     })
 }
 
@@ -335,33 +341,23 @@ pub fn graph_after(
     }
 }
 
-/// The step without the optimizer: gradients of the batch, not accumulated, are its results.
-pub fn without_optimizer(graph: &Graph) -> Result<Graph, Error> {
-    let mut graph = graph.clone();
-    let updates: BTreeSet<ValueId> = graph
-        .outputs()
-        .iter()
-        .filter(|o| graph.def(o.value).site.region == Region::Update)
-        .map(|o| o.value)
-        .collect();
-    let mut patch = graph.patch("detach-optimizer");
-    patch.retain_outputs(|o| {
-        !(matches!(o.kind, OutputKind::Updated(_)) || updates.contains(&o.value))
+/// The step with its optimizer and with the gradients of the batch, as it is written.
+///
+/// # Errors
+///
+/// As [`compile`].
+pub fn with_optimizer(step: &Step, args: &TrainingArgs) -> Result<Graph, Error> {
+    let mut graph = step.gradients.clone();
+    let optimizer = OptimizerOptions {
+        keep_gradients: true,
+        ..args.optimizer.options()?
+    };
+    let mut cx = PassCx::new(Options {
+        method: step.method,
+        optimizer,
+        ..Options::default()
     });
-    let mut cx = PassCx::new(Options::default());
-    let sweep: &[&dyn lorafa_passes::Pass] = &[&EliminateDeadCode];
-    run(sweep, &mut graph, &mut cx)?;
-    // Nothing but outputs reads an accumulator now.
-    let accumulated: Vec<(ValueId, ValueId)> = graph
-        .ops()
-        .filter(|op| matches!(op.kind, Op::Accumulate(_)))
-        .filter_map(|op| Some((*op.results.first()?, *op.operands.get(1)?)))
-        .collect();
-    let mut patch = graph.patch("detach-optimizer");
-    for (sum, gradient) in accumulated {
-        patch.retarget(sum, gradient);
-    }
-    run(sweep, &mut graph, &mut cx)?;
+    run(registry::UPDATE, &mut graph, &mut cx)?;
     Ok(graph)
 }
 

@@ -107,7 +107,7 @@ fn main_job(path: &Path, args: &CompileArgs, out: &mut dyn Write) -> Result<(), 
         .json
         .as_ref()
         .map(|_| json::json(&name, &compiled, &reports));
-    let output = output::prepare(args, &model, &step.graph, json.as_deref())?;
+    let output = output::prepare(args, &model, step, json.as_deref())?;
 
     let mut text = match json {
         Some(json) if json_out => json,

@@ -1,9 +1,8 @@
 //! The written files: all of them, or none.
 
 use crate::args::CompileArgs;
-use crate::compile::without_optimizer;
+use crate::compile::{Step, with_optimizer};
 use crate::error::Error;
-use lorafa_ir::Graph;
 use lorafa_ir::ops::Data;
 use lorafa_onnx::export::{ExportOptions, export};
 use lorafa_onnx::external::ExternalStore;
@@ -28,7 +27,7 @@ pub struct Output {
 pub fn prepare(
     args: &CompileArgs,
     model: &ModelFile,
-    step: &Graph,
+    step: &Step,
     json: Option<&str>,
 ) -> Result<Output, Error> {
     let json_path = args.json.as_deref().filter(|path| *path != Path::new("-"));
@@ -50,15 +49,15 @@ pub fn prepare(
 fn stage_model(
     args: &CompileArgs,
     model: &ModelFile,
-    step: &Graph,
+    step: &Step,
     path: &Path,
 ) -> Result<Staged, Error> {
-    let detached;
+    let attached;
     let step = if args.with_optimizer {
-        step
+        attached = with_optimizer(step, &args.training)?;
+        &attached
     } else {
-        detached = without_optimizer(step)?;
-        &detached
+        &step.gradients
     };
     let is_external = |data: &Data| matches!(data, Data::External(_));
     let external = step

@@ -30,7 +30,8 @@ pub enum Region {
 pub struct Site {
     /// Part of the training step.
     pub region: Region,
-    /// Place in the schedule within the region: smaller goes first wherever operands allow.
+    /// Place in the schedule: smaller goes first wherever operands allow. The backward and the update region
+    /// share one count; the forward region is before both.
     pub seq: i64,
     /// The module that the op belongs to, `model.layers.0.mlp.down_proj`; empty if unknown.
     pub module: Arc<str>,
@@ -85,8 +86,9 @@ struct Edge {
 }
 
 /// What decides between ops that could both go next.
-fn order_key(op: &OpData) -> (Region, i64, OpId) {
-    (op.site.region, op.site.seq, op.id)
+fn order_key(op: &OpData) -> (bool, i64, Region, OpId) {
+    let Site { region, seq, .. } = op.site;
+    (region > Region::Forward, seq, region, op.id)
 }
 
 /// A training step, or the forward part of one.
@@ -236,7 +238,8 @@ impl Graph {
             || self.outputs.contains(value)
     }
 
-    /// Ops in schedule order: operands first, then by region, place and id.
+    /// Ops in schedule order: operands first, then the forward region, then by place, region and id: what makes
+    /// gradients and what makes new parameters of them take turns, as their places say.
     ///
     /// Ops on a cycle are left out; the verifier reports them.
     pub fn order(&self) -> Vec<OpId> {
@@ -269,7 +272,7 @@ impl Graph {
             }
         }
         let mut order = Vec::with_capacity(self.op_count());
-        while let Some(Reverse((_, _, id))) = ready.pop() {
+        while let Some(Reverse((.., id))) = ready.pop() {
             order.push(id);
             for edge in self.dag.edges_directed(self.node(id), Direction::Outgoing) {
                 let reader = &self.dag[edge.target()];

@@ -1,5 +1,6 @@
 //! Strided layouts: which ops cost nothing because their result is a view.
 
+use crate::dtype::DType;
 use crate::graph::Graph;
 use crate::ids::ValueId;
 use crate::types::TensorType;
@@ -20,6 +21,39 @@ const ROWS_AT_ONCE: u64 = 4 << 20;
 /// How many of `rows` a kernel works on at once that needs `bytes` of scratch for each.
 pub fn rows_at_once(rows: u64, bytes: u64) -> u64 {
     (ROWS_AT_ONCE / bytes.max(1)).clamp(1, rows.max(1))
+}
+
+/// How a kernel goes through what it needs as row-major f32 and that lies otherwise: libtorch's would copy all of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Blocks {
+    /// How many rows there are: elements, if they lie in order, places on the first axis otherwise.
+    pub rows: u64,
+    /// Elements of one row.
+    pub width: u64,
+    /// Rows at a time; at least one.
+    pub at_once: u64,
+}
+
+impl Blocks {
+    /// The blocks of what lies like this.
+    pub fn of(layout: &Layout) -> Blocks {
+        let elements: u64 = layout.shape.iter().product();
+        let (rows, width) = match layout.shape.first() {
+            Some(rows) if !layout.is_contiguous() => (*rows, elements / rows.max(&1)),
+            _ => (elements, 1),
+        };
+        let at_once = rows_at_once(rows, width * DType::F32.size());
+        Blocks {
+            rows,
+            width,
+            at_once,
+        }
+    }
+
+    /// Bytes of a block as f32.
+    pub fn bytes(&self) -> u64 {
+        self.rows.min(self.at_once) * self.width * DType::F32.size()
+    }
 }
 
 /// Numbers, one per axis.

@@ -28,9 +28,10 @@
 //!
 //! # Order
 //!
-//! [`Graph::order`] is the schedule: operands first, then by region, by the place that the op was
-//! given when it was made ([`graph::Site::seq`]), and by id. Imported ops keep their file's order,
-//! backward ops get their forward op's place negated, so gradients are computed in reverse.
+//! [`Graph::order`] is the schedule: operands first, the forward region before the others, then by
+//! the place that the op was given when it was made ([`graph::Site::seq`]), by region, and by id.
+//! Imported ops keep their file's order, backward ops get their forward op's place negated, so
+//! gradients are computed in reverse; updates stand among them or after them.
 //!
 //! # Edits
 //!

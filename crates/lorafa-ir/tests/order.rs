@@ -5,7 +5,7 @@ mod rng;
 
 use lorafa_ir::ops::{Param, Role, UnaryKind};
 use lorafa_ir::text::parse;
-use lorafa_ir::{DType, Graph, Op, OpId, Region, Site, TensorType, Use, ValueId};
+use lorafa_ir::{DType, Graph, Op, OpData, OpId, Region, Site, TensorType, Use, ValueId};
 use rng::Rng;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -59,7 +59,9 @@ fn order_by_definition(graph: &Graph) -> Vec<OpId> {
             let there = |v: &ValueId| done.contains(&graph.def(*v).id);
             !done.contains(&op.id) && op.operands.iter().all(there)
         });
-        let Some(op) = ready.min_by_key(|op| (op.site.region, op.site.seq, op.id)) else {
+        let later = |op: &OpData| op.site.region != Region::Forward;
+        let key = |op: &&OpData| (later(op), op.site.seq, op.site.region, op.id);
+        let Some(op) = ready.min_by_key(key) else {
             return order;
         };
         done.insert(op.id);
@@ -68,7 +70,7 @@ fn order_by_definition(graph: &Graph) -> Vec<OpId> {
 }
 
 #[test]
-fn the_order_is_operands_then_region_place_and_id() {
+fn the_order_is_operands_then_forward_place_region_and_id() {
     for seed in 0..50 {
         let graph = random_graph(seed);
         assert_eq!(graph.order(), order_by_definition(&graph));

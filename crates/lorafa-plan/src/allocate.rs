@@ -21,9 +21,9 @@
 //! ```
 //!
 //! **First fit in a static order**, at the lowest offset that is free for a buffer's whole life: by size, by size ×
-//! duration, by duration, largest first. Each keeps below the best arena so far; the first buffer that does not fit
-//! moves towards the front and the order is tried again, up to a fixed number of steps. It closes
-//! most of what is left where a schedule has many equal peaks, as recomputation does.
+//! duration, by duration, largest first; and what lives where most bytes do first, by birth. Each keeps below the best
+//! arena so far; the first buffer that does not fit moves towards the front and the order is tried again, up to a fixed
+//! number of steps. It closes most of what is left where a schedule has many equal peaks, as recomputation does.
 //!
 //! Also measured, and never better often enough to stay: sweeping from either end of the schedule instead of the peak;
 //! first fit, and short lives apart from long ones, in the sweeps; a stack by duration; an order by the logarithm of
@@ -31,6 +31,7 @@
 
 mod chart;
 mod holes;
+mod pressure;
 mod sweep;
 
 use std::cmp::Reverse;
@@ -104,6 +105,7 @@ fn improve(problem: &Problem, bound: u64, best: &mut Layout) {
             u128::from(buffer.size) * u128::from(duration(buffer))
         }),
         largest_first(problem, |buffer| u128::from(duration(buffer))),
+        fullest_first(problem),
     ];
     let mut turn = 0;
     while best.arena > bound {
@@ -117,6 +119,17 @@ fn improve(problem: &Problem, bound: u64, best: &mut Layout) {
             Attempt::OutOfSteps => return,
         }
     }
+}
+
+/// The buffers that take space, by descending pressure, then by birth, and then by id.
+fn fullest_first(problem: &Problem) -> Vec<BufferId> {
+    let buffers = problem.iter().zip(pressure::pressure(problem));
+    let mut keyed: Vec<_> = buffers
+        .filter(|((_, buffer), _)| buffer.size > 0)
+        .map(|((id, buffer), pressure)| (Reverse(pressure), buffer.live.start, id))
+        .collect();
+    keyed.sort_unstable();
+    keyed.into_iter().map(|(.., id)| id).collect()
 }
 
 fn duration(buffer: &Buffer) -> u32 {

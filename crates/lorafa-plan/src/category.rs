@@ -18,7 +18,7 @@ pub enum Category {
     FrozenWeights,
     /// The matrices A and B of LoRA adapters.
     Adapters,
-    /// Gradients of parameters: gradient outputs, accumulators, and what the backward region makes for the update.
+    /// Gradients of parameters: gradient outputs, accumulators, and what the update region reads of what others make.
     Gradients,
     /// State of the optimizer.
     OptimizerState,
@@ -158,7 +158,7 @@ fn persistent(param: Option<&Param>, adapter: bool) -> Category {
 }
 
 fn transient(gradient: bool, made_in: Region, range: &LiveRange) -> Category {
-    if gradient || made_in == Region::Backward && range.read_in_update {
+    if gradient || made_in < Region::Update && range.read_in_update {
         Category::Gradients
     } else if made_in == Region::Forward && range.read_in_backward {
         Category::SavedActivations

@@ -1,6 +1,6 @@
 //! The norm of all gradients, as `torch.nn.utils.clip_grad_norm_`.
 
-use super::{Trained, update_site};
+use super::{Trained, place, update_site};
 use crate::pass::PassError;
 use lorafa_ir::ops::{BinaryKind, ReduceKind, UnaryKind};
 use lorafa_ir::optimizer::GRADIENT_NORM;
@@ -18,7 +18,7 @@ pub(super) fn coefficient(
     trained: &[Trained],
     most: f64,
 ) -> Result<Option<ValueId>, PassError> {
-    patch.at_site(update_site(i64::MIN, ""));
+    patch.at_site(update_site(place::LAST, ""));
     let mut sum = None;
     for Trained { gradient, .. } in trained {
         let gradient = patch.cast(*gradient, DType::F32)?;

@@ -46,6 +46,8 @@ pub struct OptimizerOptions {
     pub projection: DType,
     /// Gradients of several micro-batches are summed in f32 before an update.
     pub accumulate: bool,
+    /// Gradients are outputs, to be read after the step, and live until then.
+    pub keep_gradients: bool,
 }
 
 impl OptimizerOptions {
@@ -63,6 +65,7 @@ impl OptimizerOptions {
             max_grad_norm: None,
             projection: DType::F32,
             accumulate: false,
+            keep_gradients: false,
         }
     }
 

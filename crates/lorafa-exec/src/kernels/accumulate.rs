@@ -1,7 +1,7 @@
 //! `accumulate`.
 
 use lorafa_ir::DType;
-use lorafa_ir::ops::{Accumulate, Blocks};
+use lorafa_ir::layout::Blocks;
 
 use super::{Cx, Emitted, In};
 use crate::error::KernelError;
@@ -25,7 +25,7 @@ pub(super) fn accumulate(cx: &mut Cx<'_>) -> Emitted {
     if grad.dtype == DType::F32 {
         return add(&acc, &grad, &weight, cx);
     }
-    let Blocks { rows, at_once, .. } = Accumulate::blocks(&grad.layout);
+    let Blocks { rows, at_once, .. } = Blocks::of(&grad.layout);
     let (acc, grad) = if grad.is_contiguous() {
         (acc.reshaped(&[rows])?, grad.reshaped(&[rows])?)
     } else {

@@ -7,6 +7,7 @@
 #[path = "../../../lorafa-plan/tests/arena/mod.rs"]
 #[allow(dead_code, unused_imports)]
 mod arena;
+mod blocks;
 #[path = "../../../lorafa-onnx/tests/export/case.rs"]
 mod case;
 #[path = "../../../lorafa-onnx/tests/export/cases.rs"]

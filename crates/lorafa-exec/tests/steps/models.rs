@@ -5,6 +5,7 @@ use lorafa_ir::ops::{Param, Role};
 use lorafa_ir::{Bindings, Graph, ValueId};
 use lorafa_onnx::file::ModelFile;
 use lorafa_onnx::import::import;
+use lorafa_passes::attach_optimizer::OptimizerOptions;
 use lorafa_passes::inject_lora::InjectOptions;
 use lorafa_passes::pass::{Method, Options};
 use lorafa_passes::{Manager, PassCx};
@@ -187,9 +188,17 @@ pub fn options(model: &Model, method: Method, bindings: Bindings) -> Options {
     }
 }
 
-/// The training step for the batch of these answers.
+/// The training step for the batch of these answers, whose gradients are outputs.
 pub fn compiled(model: &Model, method: Method, answers: &Tensors) -> Graph {
-    compiled_with(model, options(model, method, bindings(model, answers)))
+    let optimizer = OptimizerOptions {
+        keep_gradients: true,
+        ..OptimizerOptions::default()
+    };
+    let options = Options {
+        optimizer,
+        ..options(model, method, bindings(model, answers))
+    };
+    compiled_with(model, options)
 }
 
 /// The training step with these options.

@@ -6,11 +6,12 @@ use crate::training::param;
 use crate::{output, start};
 
 use lorafa_exec::{ExecError, Mode, OpenDevice, Program, write_inverses};
-use lorafa_ir::DType;
 use lorafa_ir::ops::Role;
+use lorafa_ir::{DType, Graph};
 use lorafa_onnx::dtype::{decode, encode};
 use lorafa_passes::attach_optimizer::{OptimizerKind, OptimizerOptions};
 use lorafa_passes::pass::{Method, Options};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -175,6 +176,76 @@ fn the_lora_fa_optimizer_is_pefts_in_bf16() {
         ..OptimizerOptions::new(OptimizerKind::LoraFa)
     };
     follow("lorafa-bf16", Method::LoraFa, optimizer);
+}
+
+/// Updates within the backward pass and after it are the same to the bit. They wait where gradients are clipped, here to a
+/// norm that none has, and where they are accumulated, here of one micro-batch.
+#[test]
+fn when_parameters_are_updated_makes_no_difference() {
+    let mut done = 0;
+    for model in models::all() {
+        if !model.name.contains("-lora-") || model.name.contains("-ts-") {
+            continue;
+        }
+        for (method, kind) in [
+            (Method::Full, OptimizerKind::AdamW),
+            (Method::Lora, OptimizerKind::AdamW),
+            (Method::LoraFa, OptimizerKind::LoraFa),
+        ] {
+            let mut answers = model.any_answers(method);
+            answers.retain(|name, _| name.starts_with("input::"));
+            for dtype in [None, Some(DType::BF16)] {
+                let trained = |max_grad_norm, accumulate| {
+                    let optimizer = OptimizerOptions {
+                        weight_decay: 0.1,
+                        max_grad_norm,
+                        accumulate,
+                        ..OptimizerOptions::new(kind)
+                    };
+                    let options = Options {
+                        dtype,
+                        optimizer,
+                        ..models::options(&model, method, bindings(&model, &answers))
+                    };
+                    three_steps(&model, compiled_with(&model, options), &answers)
+                };
+                let label = format!("{} {} {dtype:?}", model.name, method.name());
+                let within = trained(None, false);
+                for after in [trained(Some(1e30), false), trained(None, true)] {
+                    for (name, bytes) in &within {
+                        assert!(after[name] == *bytes, "{label}: {name}");
+                    }
+                }
+                done += 1;
+            }
+        }
+    }
+    assert!(done >= 20, "{done}");
+}
+
+/// Parameters and state after three steps.
+fn three_steps(model: &Model, graph: Graph, answers: &Tensors) -> BTreeMap<String, Vec<u8>> {
+    let mut program = start(model, &Arc::new(graph), answers, Mode::Arena);
+    write_inverses(&mut program).unwrap();
+    let names: Vec<String> = program.params().map(str::to_string).collect();
+    for (name, value) in [
+        ("optim::lr", 1e-2),
+        ("optim::keep", 0.0),
+        ("optim::weight", 1.0),
+    ] {
+        if names.iter().any(|n| n == name) {
+            write(&mut program, name, value);
+        }
+    }
+    for step in 1..=3i64 {
+        program.write("optim::step", &step.to_le_bytes()).unwrap();
+        program.step().unwrap();
+    }
+    let bytes = |name: String| {
+        let (_, bytes) = program.param(&name).unwrap();
+        (name, bytes)
+    };
+    names.into_iter().map(bytes).collect()
 }
 
 /// In 16 bits, too: what goes through blocks and copies.

@@ -6,7 +6,7 @@ use crate::dim::Bindings;
 use crate::dtype::DType;
 use crate::ids::ValueId;
 use crate::interp::{Array, EvalError};
-use crate::layout::{Layout, pieces};
+use crate::layout::{Blocks, Layout, pieces};
 use crate::patch::{Patch, PatchError, Results};
 use crate::types::{TensorType, TypeError};
 
@@ -16,39 +16,6 @@ use crate::types::{TensorType, TypeError};
 /// numbers.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Accumulate;
-
-/// How a kernel goes through a gradient that is not f32: libtorch's would copy all of it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Blocks {
-    /// How many rows there are: elements, if they lie in order, places on the first axis otherwise.
-    pub rows: u64,
-    /// Elements of one row.
-    pub width: u64,
-    /// Rows at a time; at least one.
-    pub at_once: u64,
-}
-
-impl Accumulate {
-    /// Elements below which a block is not worth a call.
-    const LEAST: u64 = 1 << 16;
-    /// Most blocks of one gradient, where its rows allow it.
-    const MOST: u64 = 16;
-
-    /// The blocks of a gradient that lies like this.
-    pub fn blocks(grad: &Layout) -> Blocks {
-        let elements: u64 = grad.shape.iter().product();
-        let (rows, width) = match grad.shape.first() {
-            Some(rows) if !grad.is_contiguous() => (*rows, elements / rows.max(&1)),
-            _ => (elements, 1),
-        };
-        let blocks = (elements / Self::LEAST).clamp(1, Self::MOST);
-        Blocks {
-            rows,
-            width,
-            at_once: rows.div_ceil(blocks).max(1),
-        }
-    }
-}
 
 impl Operator for Accumulate {
     fn name(&self) -> &'static str {
@@ -86,14 +53,7 @@ impl Operator for Accumulate {
     /// A zero, whether `keep` is zero, and a block of the gradient as f32 if it is not.
     fn scratch(&self, operands: &[(&TensorType, &Layout)], _: &[&TensorType]) -> u64 {
         let (grad, layout) = operands[1];
-        let block = (grad.dtype != DType::F32).then(|| {
-            let Blocks {
-                rows,
-                width,
-                at_once,
-            } = Self::blocks(layout);
-            rows.min(at_once) * width * DType::F32.size()
-        });
+        let block = (grad.dtype != DType::F32).then(|| Blocks::of(layout).bytes());
         let numbers = [DType::F32.size(), DType::Bool.size()];
         pieces(numbers.into_iter().chain(block))
     }

@@ -5,7 +5,7 @@ use super::{BinaryKind, Op, Operator, Scalar, Types, UnaryKind, float};
 use crate::dim::Bindings;
 use crate::dtype::DType;
 use crate::ids::ValueId;
-use crate::layout::{Layout, pieces};
+use crate::layout::{Blocks, Layout, pieces};
 use crate::patch::{Patch, PatchError, Results};
 use crate::types::{TensorType, TypeError};
 use std::fmt;
@@ -112,23 +112,22 @@ impl Operator for AdamW {
         &[(0, 0), (1, 2), (2, 3)]
     }
 
-    /// Parameter and gradient as row-major f32 if they are not; for PyTorch's fused kernel the step
-    /// as such. PEFT's form has no fused kernel: numbers, and a gradient's size for what becomes the
-    /// change.
+    /// Blocks of parameter and gradient as row-major f32 if they are not; for PyTorch's fused kernel the step as such.
+    /// PEFT's form has no fused kernel: numbers, and a block of the gradient whatever it is, which becomes the change.
     fn scratch(&self, operands: &[(&TensorType, &Layout)], _: &[&TensorType]) -> u64 {
-        let (param, grad) = (operands[0], operands[1]);
+        let ((param, _), (grad, layout)) = (operands[0], operands[1]);
         let f32 = DType::F32.size();
-        let as_f32 = |x: (&TensorType, &Layout)| match x.0.dtype {
-            DType::F32 => super::row_major(x),
-            _ => super::bytes_as(DType::F32, x.0),
-        };
+        let block = |copied: bool| copied.then(|| Blocks::of(layout).bytes());
+        let param = block(param.dtype != DType::F32);
         match self.form {
-            AdamWForm::Torch => pieces([f32, as_f32(param), as_f32(grad)]),
+            AdamWForm::Torch => {
+                let grad = block(grad.dtype != DType::F32 || !layout.is_contiguous());
+                pieces([f32].into_iter().chain(param).chain(grad))
+            }
             AdamWForm::Peft => {
                 let decay = (self.weight_decay.0 != 0.0).then_some(f32);
-                let change = super::bytes_as(DType::F32, grad.0);
                 let numbers = [DType::F64.size(); 5].into_iter().chain([f32; 4]);
-                pieces(numbers.chain(decay).chain([as_f32(param), change]))
+                pieces(numbers.chain(decay).chain(param).chain(block(true)))
             }
         }
     }

@@ -115,14 +115,7 @@ impl Operator for MatMul {
         }
         let dy = g.scaled(dy, self.alpha.0)?;
         let (ta, tb) = (self.trans_a, self.trans_b);
-        if g.wants(0) {
-            let da = if ta {
-                g.matmul(b, dy, tb, true)?
-            } else {
-                g.matmul(dy, b, false, !tb)?
-            };
-            g.give(0, da)?;
-        }
+        // First that of the factor which may be a weight: its input may go then.
         if g.wants(1) {
             let weight = g.ty(b).rank() == 2 && g.ty(a).rank() > 2 && !ta;
             let (a, dy) = if weight {
@@ -136,6 +129,14 @@ impl Operator for MatMul {
                 g.matmul(a, dy, !ta, false)?
             };
             g.give(1, db)?;
+        }
+        if g.wants(0) {
+            let da = if ta {
+                g.matmul(b, dy, tb, true)?
+            } else {
+                g.matmul(dy, b, false, !tb)?
+            };
+            g.give(0, da)?;
         }
         Ok(())
     }

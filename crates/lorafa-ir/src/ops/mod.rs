@@ -36,7 +36,7 @@ mod source;
 mod transpose;
 mod unary;
 
-pub use accumulate::{Accumulate, Blocks};
+pub use accumulate::Accumulate;
 pub use activation::{Activation, ActivationGrad, ActivationKind};
 pub use adamw::{AdamW, AdamWForm};
 pub use attention::{Attention, AttentionBlock, AttentionSizes, UNSEEN};

@@ -120,11 +120,16 @@ impl Steps<'_> {
         value
     }
 
-    /// New ops are of this region and run early or late in it.
+    /// New ops are of this region and run early or late in it, updates after all others.
     fn stand(&mut self, region: Region) {
+        let place = self.rng.below(64) as i64;
         let site = Site {
             region,
-            seq: self.rng.below(64) as i64,
+            seq: if region == Region::Update {
+                64 + place
+            } else {
+                place
+            },
             module: "".into(),
             of: None,
         };
