@@ -35,7 +35,7 @@ pub(super) fn lower(graph: &Graph, keep: &mut Keep<'_>) -> Result<Graph, ExportE
 
 fn lower_op(graph: &mut Graph, id: OpId, keep: &mut Keep<'_>) -> Result<(), ExportError> {
     let op = graph.op(id).clone();
-    if is_lacking(&op.kind) && keep(graph, &op)? {
+    if is_lacking(&op.kind) && !drops(&op.kind) && keep(graph, &op)? {
         return Ok(());
     }
     let mut patch = graph.patch("lower-to-onnx");
@@ -78,6 +78,15 @@ fn is_lacking(kind: &Op) -> bool {
             | Op::Accumulate(_)
             | Op::AdamW(_)
     )
+}
+
+/// Whether an op drops at random within: a function's own operators would draw another mask than those of its gradient.
+fn drops(kind: &Op) -> bool {
+    match kind {
+        Op::Attention(attention) => attention.dropout.is_some(),
+        Op::AttentionGrad(gradient) => gradient.of.dropout.is_some(),
+        _ => false,
+    }
 }
 
 /// Builds the op's results out of simpler ops, if it cannot be written as it is.
