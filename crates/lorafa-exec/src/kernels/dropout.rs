@@ -46,7 +46,7 @@ pub(super) fn forward(op: Dropout, cx: &mut Cx<'_>) -> Emitted {
     cx.copy(&cx.outs[0], &cx.ins[0])?;
     cx.when(When::Training);
     draw(op, &mask, &places(mask.shape()), cx);
-    survivors(&cx.ins[0], &mask, op.ratio.0, cx)
+    survivors(&cx.ins[0], &mask, op.factor(), cx)
 }
 
 pub(super) fn mask(op: Dropout, cx: &mut Cx<'_>) -> Emitted {
@@ -70,11 +70,11 @@ pub(super) fn draw(of: Dropout, out: &View, places: &View, cx: &mut Cx<'_>) {
 }
 
 pub(super) fn backward(op: DropoutGrad, cx: &mut Cx<'_>) -> Emitted {
-    survivors(&cx.ins[0], &cx.ins[1], op.ratio.0, cx)
+    survivors(&cx.ins[0], &cx.ins[1], op.factor(), cx)
 }
 
-/// `mask ? x/(1-ratio) : 0`.
-fn survivors(x: &View, mask: &View, ratio: f64, cx: &mut Cx<'_>) -> Emitted {
+/// `mask ? factor·x : 0`.
+fn survivors(x: &View, mask: &View, factor: f64, cx: &mut Cx<'_>) -> Emitted {
     let out = &cx.outs[0];
     let number = cx.literal(out.dtype, 0.0)?;
     cx.call(
@@ -82,6 +82,6 @@ fn survivors(x: &View, mask: &View, ratio: f64, cx: &mut Cx<'_>) -> Emitted {
         "self_out",
         &[mask, x, &number, out].map(Into::into),
     )?;
-    cx.fill(&number, 1.0 / (1.0 - ratio))?;
+    cx.fill(&number, factor)?;
     cx.mul(out, &number, out)
 }

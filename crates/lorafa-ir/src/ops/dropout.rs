@@ -58,6 +58,10 @@ impl Survivors {
     }
 }
 
+fn factor(ratio: Scalar) -> f64 {
+    1.0 / (1.0 - ratio.0)
+}
+
 impl Dropout {
     /// Who survives in a step.
     pub fn survivors(&self, step: u64) -> Survivors {
@@ -74,7 +78,7 @@ impl Dropout {
 
     /// What survivors are multiplied by.
     pub fn factor(&self) -> f64 {
-        1.0 / (1.0 - self.ratio.0)
+        factor(self.ratio)
     }
 
     pub(super) fn check(&self) -> Result<(), TypeError> {
@@ -186,6 +190,13 @@ pub struct DropoutGrad {
     pub ratio: Scalar,
 }
 
+impl DropoutGrad {
+    /// What survivors are multiplied by.
+    pub fn factor(&self) -> f64 {
+        factor(self.ratio)
+    }
+}
+
 impl Operator for DropoutGrad {
     fn name(&self) -> &'static str {
         "dropout_grad"
@@ -217,9 +228,8 @@ impl Operator for DropoutGrad {
     }
 
     fn eval(&self, x: &[&Array], results: &[&TensorType]) -> Result<Vec<Array>, EvalError> {
-        let factor = 1.0 / (1.0 - self.ratio.0);
         let survivors = x[0].data.iter().zip(&x[1].data);
-        let survivors = survivors.map(|(dy, kept)| dy * kept * factor);
+        let survivors = survivors.map(|(dy, kept)| dy * kept * self.factor());
         Ok(vec![Array::new(results[0], survivors.collect())?])
     }
 
@@ -227,7 +237,7 @@ impl Operator for DropoutGrad {
         Some((|| {
             let dtype = p.ty(ins[0]).dtype;
             let mask = p.cast(ins[1], dtype)?;
-            let mask = p.scaled(mask, 1.0 / (1.0 - self.ratio.0))?;
+            let mask = p.scaled(mask, self.factor())?;
             Ok([p.times(ins[0], mask)?].into_iter().collect())
         })())
     }

@@ -7,7 +7,6 @@
 use super::lower::lower;
 use super::ops;
 use super::proto::tensor;
-use super::writer::Writer;
 use super::{ExportError, ExportOptions};
 use crate::proto::{FunctionProto, GraphProto, NodeProto, OperatorSetIdProto, TensorProto};
 use lorafa_ir::ops::{Param, Role};
@@ -136,14 +135,7 @@ fn body(call: &Call, options: &ExportOptions<'_>) -> Result<GraphProto, ExportEr
     }
     let functions = Functions::default();
     let lowered = lower(&graph, &mut |_, _| Ok(false))?;
-    let mut writer = Writer::new(&lowered, options, &functions)?;
-    for id in lowered.order() {
-        let op = lowered.op(id);
-        writer.enter(op);
-        ops::write(&mut writer, op)?;
-    }
-    writer.outputs()?;
-    Ok(writer.finish())
+    ops::write_all(&lowered, options, &functions)
 }
 
 /// The function, still without a name. Functions have no initializers: its constants are nodes.

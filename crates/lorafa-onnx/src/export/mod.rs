@@ -37,7 +37,6 @@ use lorafa_ir::ops::{Data, External, Param, Role};
 use lorafa_ir::text::OpDisplay;
 use lorafa_ir::{Graph, Op};
 use std::collections::BTreeMap;
-use writer::Writer;
 
 /// The least opset that is written. `Gelu` came with it.
 const LEAST_OPSET: i64 = 20;
@@ -114,14 +113,7 @@ pub fn export(graph: &Graph, options: &ExportOptions<'_>) -> Result<ModelProto, 
         let standard = ops::has_operator(graph, op, options.opset);
         Ok(standard || functions.outline(graph, op, options)?)
     })?;
-    let mut writer = Writer::new(&lowered, options, &functions)?;
-    for id in lowered.order() {
-        let op = lowered.op(id);
-        writer.enter(op);
-        ops::write(&mut writer, op)?;
-    }
-    writer.outputs()?;
-    let body = writer.finish();
+    let body = ops::write_all(&lowered, options, &functions)?;
     let functions = functions.into_protos();
     if !functions.is_empty() {
         opsets.entry(functions::DOMAIN.into()).or_insert(1);

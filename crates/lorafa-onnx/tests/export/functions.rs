@@ -95,6 +95,32 @@ fn ops_alike_share_a_function() {
     means_the_same(&graph, &model);
 }
 
+/// Functions of their own would each draw another mask.
+#[test]
+fn attention_and_its_gradient_drop_the_same() {
+    let graph = parse(
+        "graph @g {
+           param %q : f32[1,2,3,4] input
+           param %k : f32[1,2,3,4] input
+           param %dy : f32[1,3,2,4] input
+           v3, v4 = attention %q, %k, %k {scale=0.5, dropout=0.25, seed=3} : f32[1,3,2,4], f32[1,2,3]
+           backward:
+           v5, v6, v7 = attention_grad %dy, %q, %k, %k, v3, v4 {scale=0.5, dropout=0.25, seed=3} : f32[1,3,2,4], f32[1,3,2,4], f32[1,3,2,4]
+           out \"y\" = v3
+           out \"dq\" = v5
+           out \"dk\" = v6
+           out \"dv\" = v7
+         }",
+    );
+    for opset in [20, 23] {
+        let model = write_at(&graph, opset);
+        let mut functions = function_names(&model).into_iter();
+        assert!(!functions.any(|name| name.starts_with("attention")));
+        let is_dropout = |op: &&&str| **op == "Dropout";
+        assert_eq!(operators(&model).iter().filter(is_dropout).count(), 1);
+    }
+}
+
 #[test]
 fn short_bodies_stand_in_place() {
     let graph = parse(

@@ -13,13 +13,31 @@ mod source;
 pub(super) use fused::has_operator;
 pub(super) use opaque::domain;
 
-use super::ExportError;
+use super::functions::Functions;
 use super::proto;
 use super::writer::Writer;
-use lorafa_ir::{Op, OpData};
+use super::{ExportError, ExportOptions};
+use crate::proto::GraphProto;
+use lorafa_ir::{Graph, Op, OpData};
+
+/// Writes a graph that was lowered.
+pub(super) fn write_all(
+    lowered: &Graph,
+    options: &ExportOptions<'_>,
+    functions: &Functions,
+) -> Result<GraphProto, ExportError> {
+    let mut writer = Writer::new(lowered, options, functions)?;
+    for id in lowered.order() {
+        let op = lowered.op(id);
+        writer.enter(op);
+        write(&mut writer, op)?;
+    }
+    writer.outputs()?;
+    Ok(writer.finish())
+}
 
 /// Writes the nodes of an op.
-pub(super) fn write(w: &mut Writer<'_>, op: &OpData) -> Result<(), ExportError> {
+fn write(w: &mut Writer<'_>, op: &OpData) -> Result<(), ExportError> {
     let standard = has_operator(w.graph, op, w.options.opset);
     match &op.kind {
         // Written when they are read.
