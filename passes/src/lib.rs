@@ -28,6 +28,7 @@ mod matching;
 pub mod pass;
 pub mod redraw_masks;
 pub mod registry;
+pub mod rematerialize;
 pub mod targets;
 
 pub use manager::{Manager, RunError};

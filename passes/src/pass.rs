@@ -3,13 +3,13 @@
 use lorafa_ir::grad::GradientError;
 use lorafa_ir::{Bindings, DType, Graph, PatchError};
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use thiserror::Error;
 
 use crate::attach_loss::LossKind;
 use crate::attach_optimizer::OptimizerOptions;
 use crate::freeze_lora_a::Certificate;
 use crate::inject_lora::InjectOptions;
+use crate::rematerialize::Rematerialized;
 
 /// What a pass may do to the meaning of a graph.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -120,6 +120,8 @@ pub struct PassCx {
     pub warnings: Vec<String>,
     /// What `freeze-lora-a` proved.
     pub certificate: Option<Certificate>,
+    /// What `rematerialize` did.
+    pub rematerialized: Option<Rematerialized>,
     /// The pass under way, for notes.
     pub(crate) pass: &'static str,
 }
@@ -132,6 +134,7 @@ impl PassCx {
             notes: Vec::new(),
             warnings: Vec::new(),
             certificate: None,
+            rematerialized: None,
             pass: "",
         }
     }
@@ -181,10 +184,18 @@ pub trait Pass: Sync {
 }
 
 /// The module of an op as an error prints it: ` in model.layers.0`, or nothing.
-pub(crate) fn in_module(module: &Arc<str>) -> String {
+pub(crate) fn in_module(module: &str) -> String {
     if module.is_empty() {
         String::new()
     } else {
         format!(" in {module}")
     }
+}
+
+/// A module path with `*` for the numbers of layers: `model.layers.*.mlp`.
+pub fn layer_pattern(module: &str) -> String {
+    let number = |part: &str| part.bytes().all(|b| b.is_ascii_digit()) && !part.is_empty();
+    let parts = module.split('.');
+    let parts = parts.map(|part| if number(part) { "*" } else { part });
+    parts.collect::<Vec<_>>().join(".")
 }

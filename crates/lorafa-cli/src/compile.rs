@@ -13,11 +13,14 @@ use lorafa_passes::convert_precision::main_dtype;
 use lorafa_passes::freeze_lora_a::Certificate;
 use lorafa_passes::inject_lora::InjectOptions;
 use lorafa_passes::pass::{Method, Options};
+use lorafa_passes::rematerialize::Rematerialized;
 use lorafa_passes::targets::{Patterns, Targets};
 use lorafa_passes::{Manager, PassCx, registry};
-use lorafa_plan::{Plan, SavedActivation};
+use lorafa_plan::{ALIGN, Plan};
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::panic::resume_unwind;
+use std::sync::Arc;
 use std::thread;
 
 /// A training step with its memory plan.
@@ -31,6 +34,8 @@ pub struct Step {
     pub plan: Plan,
     /// Forward and backward, whose results are the gradients: what is written, and runs without a plan.
     pub gradients: Graph,
+    /// What its backward pass computes again instead of keeping it.
+    pub recomputed: Option<Rematerialized>,
 }
 
 /// A model compiled for every method that it allows.
@@ -62,17 +67,54 @@ impl Compiled {
         self.steps.last().and_then(|step| main_dtype(&step.graph))
     }
 
-    /// What LoRA keeps for the backward pass and LoRA-FA does not, largest first.
-    pub fn released(&self) -> Vec<SavedActivation> {
-        let saved = |method| {
-            let step = self.step(method);
-            step.map_or(Vec::new(), |s| s.plan.all_saved(&s.graph))
+    /// What LoRA needs in the backward pass and LoRA-FA does not, largest first.
+    pub fn released(&self) -> Vec<Released> {
+        let (Some(certificate), Some(lora), Some(lora_fa)) = (
+            &self.certificate,
+            self.step(Method::Lora),
+            self.step(Method::LoraFa),
+        ) else {
+            return Vec::new();
         };
-        let kept: BTreeSet<_> = saved(Method::LoraFa).iter().map(|s| s.id).collect();
-        let mut released = saved(Method::Lora);
-        released.retain(|s| !kept.contains(&s.id));
+        let saved = lora.plan.all_saved(&lora.graph).into_iter();
+        let saved: BTreeSet<ValueId> = saved.map(|saved| saved.id).collect();
+        let graph = &lora_fa.graph;
+        let tensors = certificate.released_tensors().into_iter();
+        let tensors = tensors.filter(|(value, _)| graph.param(*value).is_none());
+        let mut released: Vec<Released> = tensors
+            .map(|(id, bytes)| Released {
+                id,
+                value: graph
+                    .value(id)
+                    .name
+                    .as_ref()
+                    .map_or_else(|| id.to_string(), |name| name.to_string()),
+                module: graph.def(id).site.module.clone(),
+                kind: graph.def(id).kind.name(),
+                bytes: bytes.next_multiple_of(ALIGN),
+                recomputed: !saved.contains(&id),
+            })
+            .collect();
+        released.sort_by_key(|released| Reverse(released.bytes));
         released
     }
+}
+
+/// An input of adapters that LoRA-FA does not need in the backward pass.
+#[derive(Debug)]
+pub struct Released {
+    /// The value, in either step.
+    pub id: ValueId,
+    /// Its name in the imported model, or its number.
+    pub value: String,
+    /// The module of the op that makes it; empty if unknown.
+    pub module: Arc<str>,
+    /// The mnemonic of that op.
+    pub kind: &'static str,
+    /// Size in bytes, rounded as the plan does.
+    pub bytes: u64,
+    /// Whether LoRA computes it again; it keeps it otherwise.
+    pub recomputed: bool,
 }
 
 /// Compiles a model for every method.
@@ -300,6 +342,7 @@ fn step(mut gradients: Graph, cx: &mut PassCx) -> Result<Step, Error> {
         graph,
         plan,
         gradients,
+        recomputed: cx.rematerialized.take(),
     })
 }
 

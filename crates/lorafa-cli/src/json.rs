@@ -13,8 +13,24 @@ struct Report<'a> {
     model: &'a str,
     dtype: Option<String>,
     dims: BTreeMap<&'a str, i64>,
-    methods: BTreeMap<&'static str, &'a MethodReport>,
+    methods: BTreeMap<&'static str, Reported<'a>>,
     certificate: Option<Certified<'a>>,
+}
+
+/// A method: its plan, and what it computes twice.
+#[derive(Serialize)]
+struct Reported<'a> {
+    #[serde(flatten)]
+    plan: &'a MethodReport,
+    recomputed: Option<Recomputed>,
+}
+
+#[derive(Serialize)]
+struct Recomputed {
+    tensors: u64,
+    bytes: u64,
+    flops: u64,
+    step_flops: u64,
 }
 
 #[derive(Serialize)]
@@ -22,7 +38,7 @@ struct Certified<'a> {
     adapters: usize,
     released: usize,
     kept: Vec<Kept<'a>>,
-    /// What LoRA keeps for the backward pass and LoRA-FA does not; adapters that read the same input
+    /// What LoRA needs in the backward pass and LoRA-FA does not; adapters that read the same input
     /// share one.
     released_tensors: Vec<Released>,
 }
@@ -39,6 +55,8 @@ struct Released {
     value: String,
     adapters: Vec<String>,
     bytes: u64,
+    /// Whether LoRA computes it again; it keeps it otherwise.
+    recomputed: bool,
 }
 
 /// The report as JSON text, with a final newline.
@@ -51,12 +69,20 @@ pub fn json(model: &str, compiled: &Compiled, reports: &[MethodReport]) -> Strin
             dims.entry(name).or_insert(number);
         }
     }
-    let methods = compiled.steps.iter().map(|step| step.method.name());
+    let methods = compiled.steps.iter().zip(reports).map(|(step, plan)| {
+        let recomputed = step.recomputed.map(|again| Recomputed {
+            tensors: again.values,
+            bytes: again.bytes,
+            flops: again.flops,
+            step_flops: again.step_flops,
+        });
+        (step.method.name(), Reported { plan, recomputed })
+    });
     let report = Report {
         model,
         dtype: compiled.dtype().map(|d| d.to_string()),
         dims,
-        methods: methods.zip(reports).collect(),
+        methods: methods.collect(),
         certificate: compiled
             .certificate
             .as_ref()
@@ -87,6 +113,7 @@ fn certified<'a>(certificate: &'a Certificate, compiled: &Compiled) -> Certified
         adapters: readers(tensor.id),
         value: tensor.value,
         bytes: tensor.bytes,
+        recomputed: tensor.recomputed,
     });
     Certified {
         adapters: certificate.proofs.len(),

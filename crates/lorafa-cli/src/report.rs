@@ -1,11 +1,11 @@
 //! The report as text.
 
-use crate::compile::Compiled;
+use crate::compile::{Compiled, Released, Step};
 use crate::units::{bytes, count};
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use lorafa_passes::freeze_lora_a::Certificate;
-use lorafa_passes::pass::Method;
-use lorafa_plan::{Category, MethodReport, SavedActivation};
+use lorafa_passes::pass::{Method, layer_pattern};
+use lorafa_plan::{Category, MethodReport};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -17,15 +17,10 @@ const LISTED: usize = 12;
 pub fn text(model: &str, compiled: &Compiled, reports: &[MethodReport]) -> String {
     let mut text = String::new();
     heading(&mut text, model, compiled);
-    let columns: Vec<(Method, &MethodReport)> = compiled
-        .steps
-        .iter()
-        .map(|s| s.method)
-        .zip(reports)
-        .collect();
+    let columns: Vec<(&Step, &MethodReport)> = compiled.steps.iter().zip(reports).collect();
     memory(&mut text, &columns);
-    if let Some((method, report)) = columns.last() {
-        saved(&mut text, *method, report);
+    if let Some((step, report)) = columns.last() {
+        saved(&mut text, step.method, report);
     }
     if let Some(certificate) = &compiled.certificate {
         released(&mut text, &compiled.released());
@@ -94,39 +89,52 @@ fn right(text: impl ToString) -> Cell {
     Cell::new(text).set_alignment(CellAlignment::Right)
 }
 
-fn memory(text: &mut String, columns: &[(Method, &MethodReport)]) {
+fn memory(text: &mut String, columns: &[(&Step, &MethodReport)]) {
     let mut table = table();
-    let row = |name: &str, cell: &dyn Fn(&MethodReport) -> String| {
-        let cells = columns.iter().map(|(_, report)| right(cell(report)));
+    type Column<'a> = (&'a Step, &'a MethodReport);
+    let row = |name: &str, cell: &dyn Fn(&Column<'_>) -> String| {
+        let cells = columns.iter().map(|column| right(cell(column)));
         std::iter::once(Cell::new(name))
             .chain(cells)
             .collect::<Vec<_>>()
     };
-    let titles = columns.iter().map(|(method, _)| right(title(*method)));
+    let titles = columns.iter().map(|(step, _)| right(title(step.method)));
     table.add_row(std::iter::once(Cell::new("memory at the peak")).chain(titles));
     for category in Category::ALL {
-        table.add_row(row(label(category), &|r| bytes(r.breakdown[category])));
+        table.add_row(row(label(category), &|(_, r)| bytes(r.breakdown[category])));
     }
-    table.add_row(row("= peak", &|r| bytes(r.peak_bytes)));
-    table.add_row(row("lower bound of the schedule", &|r| {
+    table.add_row(row("= peak", &|(_, r)| bytes(r.peak_bytes)));
+    table.add_row(row("lower bound of the schedule", &|(_, r)| {
         bytes(r.lower_bound_bytes)
     }));
-    table.add_row(row("peak / lower bound", &|r| {
+    table.add_row(row("peak / lower bound", &|(_, r)| {
         format!(
             "{:.4}",
             r.peak_bytes as f64 / r.lower_bound_bytes.max(1) as f64
         )
     }));
-    let lora = columns.iter().find(|(method, _)| *method == Method::Lora);
+    let lora = columns.iter().find(|(step, _)| step.method == Method::Lora);
     if let Some((_, lora)) = lora {
-        table.add_row(row("peak / peak of LoRA", &|r| {
+        table.add_row(row("peak / peak of LoRA", &|(_, r)| {
             format!("{:.4}", r.peak_bytes as f64 / lora.peak_bytes.max(1) as f64)
         }));
     }
-    table.add_row(row("trained parameters", &|r| count(r.trainable_params)));
+    table.add_row(row("trained parameters", &|(_, r)| {
+        count(r.trainable_params)
+    }));
+    if columns.iter().any(|(step, _)| step.recomputed.is_some()) {
+        let again = |step: &Step| step.recomputed.unwrap_or_default();
+        table.add_row(row("recomputed, not saved", &|(step, _)| {
+            bytes(again(step).bytes)
+        }));
+        table.add_row(row("FLOPs for that", &|(step, _)| {
+            let share = again(step).flops as f64 / again(step).step_flops.max(1) as f64;
+            format!("+{:.3} %", 100.0 * share)
+        }));
+    }
     line!(text, "");
     show(text, &table);
-    for (method, report) in columns {
+    for (step, report) in columns {
         let place = match &*report.peak_module {
             "" => String::new(),
             module => format!(" in {module}"),
@@ -134,12 +142,11 @@ fn memory(text: &mut String, columns: &[(Method, &MethodReport)]) {
         line!(
             text,
             "the peak of {} is at {}{place}",
-            title(*method),
+            title(step.method),
             report.peak_op
         );
     }
-    let reserve =
-        |(_, report): &(Method, &MethodReport)| report.breakdown[Category::RuntimeReserve];
+    let reserve = |(_, report): &(&Step, &MethodReport)| report.breakdown[Category::RuntimeReserve];
     if columns.iter().all(|column| reserve(column) == 0) {
         line!(
             text,
@@ -177,49 +184,26 @@ struct Group {
     bytes: u64,
 }
 
-/// A module path with `*` for the numbers of layers.
-fn pattern(module: &str) -> String {
-    let number = |part: &str| part.bytes().all(|b| b.is_ascii_digit()) && !part.is_empty();
-    let parts = module
-        .split('.')
-        .map(|part| if number(part) { "*" } else { part });
-    parts.collect::<Vec<_>>().join(".")
-}
-
-fn grouped<'a>(
-    tensors: impl IntoIterator<Item = &'a SavedActivation>,
-) -> Vec<(Vec<String>, Group)> {
+/// Tensors with their bytes, by what they have in common; the largest groups first.
+fn grouped(tensors: impl Iterator<Item = (Vec<String>, u64)>) -> Vec<(Vec<String>, Group)> {
     let mut groups: BTreeMap<Vec<String>, Group> = BTreeMap::new();
-    for tensor in tensors {
-        let readers: BTreeSet<&str> = tensor.by.iter().map(|reader| reader.op).collect();
-        let readers = readers.into_iter().collect::<Vec<_>>().join(", ");
-        let key = vec![pattern(&tensor.module), tensor.kind.to_owned(), readers];
+    for (key, bytes) in tensors {
         let group = groups.entry(key).or_default();
         group.tensors += 1;
-        group.bytes += tensor.bytes;
+        group.bytes += bytes;
     }
     let mut groups: Vec<_> = groups.into_iter().collect();
     groups.sort_by_key(|(_, group)| Reverse(group.bytes));
     groups
 }
 
-fn list(text: &mut String, last: Option<&str>, groups: &[(Vec<String>, Group)]) {
+fn list(text: &mut String, titles: &[&str], groups: &[(Vec<String>, Group)]) {
     let mut table = table();
-    let mut titles = vec![
-        right("bytes"),
-        right("tensors"),
-        Cell::new("module"),
-        Cell::new("made by"),
-    ];
-    titles.extend(last.map(Cell::new));
-    table.add_row(titles);
+    let numbers = [right("bytes"), right("tensors")];
+    table.add_row(numbers.into_iter().chain(titles.iter().map(Cell::new)));
     for (key, group) in groups.iter().take(LISTED) {
-        let cells = key
-            .iter()
-            .take(if last.is_some() { 3 } else { 2 })
-            .map(Cell::new);
         let numbers = [right(bytes(group.bytes)), right(group.tensors)];
-        table.add_row(numbers.into_iter().chain(cells));
+        table.add_row(numbers.into_iter().chain(key.iter().map(Cell::new)));
     }
     show(text, &table);
     if let Some(rest) = groups.get(LISTED..).filter(|rest| !rest.is_empty()) {
@@ -239,15 +223,38 @@ fn saved(text: &mut String, method: Method, report: &MethodReport) {
         "\nsaved activations at the peak of {}, largest first",
         title(method)
     );
-    list(text, Some("read by"), &grouped(&report.saved));
+    let tensors = report.saved.iter().map(|tensor| {
+        let readers: BTreeSet<&str> = tensor.by.iter().map(|reader| reader.op).collect();
+        let readers = readers.into_iter().collect::<Vec<_>>().join(", ");
+        let key = [
+            layer_pattern(&tensor.module),
+            tensor.kind.to_owned(),
+            readers,
+        ];
+        (key.to_vec(), tensor.bytes)
+    });
+    list(text, &["module", "made by", "read by"], &grouped(tensors));
 }
 
-fn released(text: &mut String, released: &[SavedActivation]) {
-    let sum = released.iter().map(|s| s.bytes).sum();
+fn released(text: &mut String, released: &[Released]) {
+    let sum = released.iter().map(|tensor| tensor.bytes).sum();
     let tensors = counted(released.len() as u64, "tensor");
-    line!(text, "\nreleased by LoRA-FA: {} in {tensors}", bytes(sum));
+    let again = released.iter().filter(|tensor| tensor.recomputed);
+    let again = match again.map(|tensor| tensor.bytes).sum() {
+        0 => String::new(),
+        again => format!(", of which LoRA computes {} again", bytes(again)),
+    };
+    line!(
+        text,
+        "\nreleased by LoRA-FA: {} in {tensors}{again}",
+        bytes(sum)
+    );
     if !released.is_empty() {
-        list(text, None, &grouped(released));
+        let tensors = released.iter().map(|tensor| {
+            let key = [layer_pattern(&tensor.module), tensor.kind.to_owned()];
+            (key.to_vec(), tensor.bytes)
+        });
+        list(text, &["module", "made by"], &grouped(tensors));
     }
 }
 
@@ -259,8 +266,8 @@ fn certified(text: &mut String, certificate: &Certificate) {
     for proof in &certificate.proofs {
         if let Some(keeper) = &proof.kept {
             let key = (
-                pattern(&proof.module),
-                pattern(&keeper.by),
+                layer_pattern(&proof.module),
+                layer_pattern(&keeper.by),
                 keeper.reason.as_str(),
             );
             *kept.entry(key).or_default() += 1;

@@ -64,7 +64,7 @@ pub use display::PlanDisplay;
 pub use error::PlanError;
 pub use in_place::Content;
 pub use liveness::{LiveRange, live_ranges};
-pub use plan::{Place, Plan, PlannedBuffer, Scratch, plan};
+pub use plan::{Peak, Place, Plan, PlannedBuffer, Scratch, peak, plan};
 pub use problem::{ALIGN, Buffer, BufferId, Layout, LowerBound, MAX_TOTAL, Problem, ProblemError};
 pub use report::{MethodReport, Reader, SavedActivation};
 pub use schedule::Schedule;

@@ -18,7 +18,7 @@ use crate::allocate::allocate;
 use crate::category::{Category, categories};
 use crate::check::check;
 use crate::error::PlanError;
-use crate::in_place::{Content, buffers};
+use crate::in_place::{Buffers, Content, buffers};
 use crate::liveness::{LiveRange, live_ranges};
 use crate::problem::{ALIGN, Buffer, BufferId, Layout, LowerBound, MAX_TOTAL, Problem};
 use crate::schedule::Schedule;
@@ -98,17 +98,14 @@ pub struct PlannedBuffer<'p> {
 /// See [`PlanError`]. A graph that verifies, has no symbols and reads no parameter after updating it has a plan, unless
 /// its sizes exceed [`MAX_TOTAL`].
 pub fn plan(graph: &Graph) -> Result<Plan, PlanError> {
-    let schedule = Schedule::new(graph)?;
-    let storages = Storages::new(graph, &schedule)?;
-    let ranges = live_ranges(graph, &schedule, &storages);
+    let Needs {
+        schedule,
+        storages,
+        ranges,
+        buffers,
+        problem,
+    } = Needs::of(graph)?;
     let categories = categories(graph, &storages, &ranges);
-    let buffers = buffers(graph, &schedule, &storages, &ranges);
-
-    let wanted = buffers.contents.iter().map(|content| Buffer {
-        live: live(content, &ranges),
-        size: bytes(content, &storages).next_multiple_of(ALIGN),
-    });
-    let problem = Problem::new(wanted.collect())?;
     let layout = allocate(&problem);
     if cfg!(debug_assertions) && problem.buffers().len() <= MOST_CHECKED {
         check(&problem, &layout)?;
@@ -143,6 +140,64 @@ pub fn plan(graph: &Graph) -> Result<Plan, PlanError> {
         problem,
         layout,
     })
+}
+
+/// The peak of a step, whatever its layout.
+#[derive(Debug, Clone)]
+pub struct Peak {
+    /// The least bytes that the schedule takes: [`Plan::arena_bytes`] without fragmentation.
+    pub bytes: u64,
+    /// The first position at which that many are in use.
+    pub position: u32,
+    /// The schedule.
+    pub schedule: Schedule,
+}
+
+/// The peak of a step: what [`plan`] comes to without fragmentation, for a fraction of its time.
+///
+/// # Errors
+/// As [`plan`].
+pub fn peak(graph: &Graph) -> Result<Peak, PlanError> {
+    let needs = Needs::of(graph)?;
+    let (persistent, _) = stack(&needs.storages)?;
+    let LowerBound { bytes, position } = needs.problem.lower_bound();
+    if persistent + bytes > MAX_TOTAL {
+        return Err(PlanError::TooManyBytes);
+    }
+    Ok(Peak {
+        bytes: persistent + bytes,
+        position,
+        schedule: needs.schedule,
+    })
+}
+
+/// What a step needs and when, before anything has a place.
+struct Needs {
+    schedule: Schedule,
+    storages: Storages,
+    ranges: Vec<LiveRange>,
+    buffers: Buffers,
+    problem: Problem,
+}
+
+impl Needs {
+    fn of(graph: &Graph) -> Result<Self, PlanError> {
+        let schedule = Schedule::new(graph)?;
+        let storages = Storages::new(graph, &schedule)?;
+        let ranges = live_ranges(graph, &schedule, &storages);
+        let buffers = buffers(graph, &schedule, &storages, &ranges);
+        let wanted = buffers.contents.iter().map(|content| Buffer {
+            live: live(content, &ranges),
+            size: bytes(content, &storages).next_multiple_of(ALIGN),
+        });
+        Ok(Self {
+            problem: Problem::new(wanted.collect())?,
+            schedule,
+            storages,
+            ranges,
+            buffers,
+        })
+    }
 }
 
 /// The size of the persistent part, and the offset in it of each storage that belongs there.
