@@ -4,7 +4,7 @@ use crate::args::{InitArg, MethodArg, TrainingArgs};
 use crate::dims::{self, Dims};
 use crate::error::Error;
 use crate::optimizer::OptimizerArg;
-use lorafa_ir::{DType, Graph};
+use lorafa_ir::{DType, Graph, ValueId};
 use lorafa_onnx::file::ModelFile;
 use lorafa_onnx::import::import;
 use lorafa_passes::attach_loss::{self, LossKind};
