@@ -96,6 +96,51 @@ fn every_byte_of_the_json_report_is_accounted_for() {
     }
 }
 
+/// LoRA computes again what LoRA-FA releases, and says so; LoRA-FA has nothing to compute again.
+#[test]
+fn what_is_computed_again_is_reported() {
+    let job = Job::new();
+    copy_example(&job, LLAMA, "model.onnx");
+    let flags = ["model.onnx", "--batch", "2", "--seq", "8"];
+    let keep = ["--disable", "rematerialize"];
+    let [again, kept] = [&[][..], &keep].map(|more| json(&job, &[&flags, more].concat()));
+    let tensors = |report: &Value, recomputed: bool| {
+        let tensors = report["certificate"]["released_tensors"].as_array();
+        let tensors = tensors.unwrap().iter();
+        let tensors = tensors.filter(|tensor| tensor["recomputed"] == recomputed);
+        sum(tensors.map(|tensor| &tensor["bytes"]))
+    };
+    let released = tensors(&kept, false);
+    assert!(released > 0);
+    assert_eq!((tensors(&kept, true), tensors(&again, false)), (0, 0));
+    assert_eq!(tensors(&again, true), released);
+    let of = |report: &Value, method: &str| report["methods"][method].clone();
+    for method in METHODS {
+        assert_eq!(of(&kept, method)["recomputed"], Value::Null);
+    }
+    assert_eq!(of(&again, "lora-fa"), of(&kept, "lora-fa"));
+    let lora = &of(&again, "lora")["recomputed"];
+    assert_eq!(
+        (&lora["tensors"], &lora["bytes"]),
+        (&6.into(), &released.into())
+    );
+    let share = lora["flops"].as_f64().unwrap() / lora["step_flops"].as_f64().unwrap();
+    assert!(0.0 < share && share < 0.05, "{share}");
+
+    let text = job.done(&[&flags[..], &["--no-write", "--explain"]].concat());
+    let parts = [
+        "recomputed, not saved",
+        "of which LoRA computes",
+        "[lora] rematerialize: the peak falls from",
+        "[lora-fa] rematerialize: changed nothing",
+    ];
+    for part in parts {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    let text = job.done(&[&flags[..], &keep, &["--no-write"]].concat());
+    assert!(!text.contains("recomputed"), "{text}");
+}
+
 #[test]
 fn trained_parameters_are_counted_by_method() {
     let job = Job::new();
@@ -288,8 +333,10 @@ fn passes_that_no_other_needs_can_be_left_out() {
     );
 
     let sizes = ["model.onnx", "--batch", "2", "--seq", "8"];
+    // On a few tokens, computing again outweighs fusions.
+    let keep = ["--disable", "rematerialize"];
     let [fused, apart] = [&[][..], &["--no-fuse"]].map(|flags| {
-        let report = json(&job, &[&sizes, flags].concat());
+        let report = json(&job, &[&sizes[..], &keep, flags].concat());
         METHODS.map(|method| report["methods"][method]["peak_bytes"].as_u64().unwrap())
     });
     assert!(
