@@ -24,7 +24,7 @@ use crate::attach_optimizer::AttachOptimizer;
 use crate::pass::{Changed, Options, Pass, PassCx, PassError, PassKind, in_module};
 use again::{Copy, flops, recompute};
 use candidates::{Candidates, Group};
-use lorafa_ir::Graph;
+use lorafa_ir::{Graph, ValueId};
 use lorafa_plan::{Peak, peak};
 use std::cmp::Reverse;
 
@@ -32,10 +32,10 @@ use std::cmp::Reverse;
 pub struct Rematerialize;
 
 /// What the backward pass of a step computes again.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rematerialized {
-    /// How many saved activations that are no longer kept.
-    pub values: u64,
+    /// The saved activations that are no longer kept.
+    pub values: Vec<ValueId>,
     /// Their bytes, each rounded as the plan does.
     pub bytes: u64,
     /// Floating-point operations for it.
@@ -201,7 +201,7 @@ fn rematerialized(step: &Graph, found: &Candidates, best: &Trial) -> Remateriali
     };
     for (index, group) in found.groups.iter().enumerate() {
         if best.of(index).next().is_some() {
-            done.values += group.values.len() as u64;
+            done.values.extend(&group.values);
             done.bytes += group.bytes;
         }
     }

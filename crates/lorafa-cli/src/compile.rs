@@ -69,41 +69,36 @@ impl Compiled {
 
     /// What LoRA needs in the backward pass and LoRA-FA does not, largest first.
     pub fn released(&self) -> Vec<Released> {
-        let (Some(certificate), Some(lora), Some(lora_fa)) = (
-            &self.certificate,
-            self.step(Method::Lora),
-            self.step(Method::LoraFa),
-        ) else {
+        let (Some(lora), Some(lora_fa)) = (self.step(Method::Lora), self.step(Method::LoraFa))
+        else {
             return Vec::new();
         };
-        let saved = lora.plan.all_saved(&lora.graph).into_iter();
-        let saved: BTreeSet<ValueId> = saved.map(|saved| saved.id).collect();
-        let graph = &lora_fa.graph;
-        let tensors = certificate.released_tensors().into_iter();
-        let tensors = tensors.filter(|(value, _)| graph.param(*value).is_none());
-        let mut released: Vec<Released> = tensors
-            .map(|(id, bytes)| Released {
-                id,
-                value: graph
-                    .value(id)
-                    .name
-                    .as_ref()
-                    .map_or_else(|| id.to_string(), |name| name.to_string()),
-                module: graph.def(id).site.module.clone(),
-                kind: graph.def(id).kind.name(),
-                bytes: bytes.next_multiple_of(ALIGN),
-                recomputed: !saved.contains(&id),
-            })
+        let needed: BTreeSet<ValueId> = lora_fa.needed().map(|(id, _)| id).collect();
+        let mut released: Vec<Released> = lora
+            .needed()
+            .filter(|(id, _)| !needed.contains(id))
+            .filter_map(|(id, recomputed)| Released::new(&lora.graph, id, recomputed))
             .collect();
         released.sort_by_key(|released| Reverse(released.bytes));
         released
     }
 }
 
-/// An input of adapters that LoRA-FA does not need in the backward pass.
+impl Step {
+    /// What the backward pass reads of the forward pass, and whether it computes it again.
+    fn needed(&self) -> impl Iterator<Item = (ValueId, bool)> {
+        let saved = self.plan.all_saved(&self.graph).into_iter();
+        let again = self.recomputed.iter().flat_map(|again| &again.values);
+        saved
+            .map(|saved| (saved.id, false))
+            .chain(again.map(|id| (*id, true)))
+    }
+}
+
+/// A value that LoRA needs in the backward pass and LoRA-FA does not.
 #[derive(Debug)]
 pub struct Released {
-    /// The value, in either step.
+    /// The value, in LoRA's step.
     pub id: ValueId,
     /// Its name in the imported model, or its number.
     pub value: String,
@@ -115,6 +110,23 @@ pub struct Released {
     pub bytes: u64,
     /// Whether LoRA computes it again; it keeps it otherwise.
     pub recomputed: bool,
+}
+
+impl Released {
+    /// `None` for what only the backward pass makes.
+    fn new(graph: &Graph, id: ValueId, recomputed: bool) -> Option<Self> {
+        let value = graph.get_value(id)?;
+        let op = graph.op(value.op);
+        let name = value.name.as_ref();
+        Some(Released {
+            id,
+            value: name.map_or_else(|| id.to_string(), |name| name.to_string()),
+            module: op.site.module.clone(),
+            kind: op.kind.name(),
+            bytes: value.ty.bytes()?.next_multiple_of(ALIGN),
+            recomputed,
+        })
+    }
 }
 
 /// Compiles a model for every method.

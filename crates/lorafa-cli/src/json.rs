@@ -27,7 +27,7 @@ struct Reported<'a> {
 
 #[derive(Serialize)]
 struct Recomputed {
-    tensors: u64,
+    tensors: usize,
     bytes: u64,
     flops: u64,
     step_flops: u64,
@@ -70,8 +70,8 @@ pub fn json(model: &str, compiled: &Compiled, reports: &[MethodReport]) -> Strin
         }
     }
     let methods = compiled.steps.iter().zip(reports).map(|(step, plan)| {
-        let recomputed = step.recomputed.map(|again| Recomputed {
-            tensors: again.values,
+        let recomputed = step.recomputed.as_ref().map(|again| Recomputed {
+            tensors: again.values.len(),
             bytes: again.bytes,
             flops: again.flops,
             step_flops: again.step_flops,

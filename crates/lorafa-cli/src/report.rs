@@ -123,12 +123,13 @@ fn memory(text: &mut String, columns: &[(&Step, &MethodReport)]) {
         count(r.trainable_params)
     }));
     if columns.iter().any(|(step, _)| step.recomputed.is_some()) {
-        let again = |step: &Step| step.recomputed.unwrap_or_default();
         table.add_row(row("recomputed, not saved", &|(step, _)| {
-            bytes(again(step).bytes)
+            bytes(step.recomputed.as_ref().map_or(0, |again| again.bytes))
         }));
         table.add_row(row("FLOPs for that", &|(step, _)| {
-            let share = again(step).flops as f64 / again(step).step_flops.max(1) as f64;
+            let share = step.recomputed.as_ref().map_or(0.0, |again| {
+                again.flops as f64 / again.step_flops.max(1) as f64
+            });
             format!("+{:.3} %", 100.0 * share)
         }));
     }
