@@ -2,11 +2,12 @@
 
 use super::ExportError;
 use lorafa_ir::ops::{
-    Activation, ActivationKind, Binary, BinaryKind, Constant, DropoutMask, LayerNorm, Literal, Op,
-    Reduce, ReduceKind, Unary, UnaryKind,
+    Activation, ActivationKind, Binary, BinaryKind, Constant, Dropout, DropoutGrad, DropoutMask,
+    LayerNorm, Literal, Op, Reduce, ReduceKind, Unary, UnaryKind,
 };
 use lorafa_ir::patch::Results;
 use lorafa_ir::text::OpDisplay;
+use lorafa_ir::types::Shape;
 use lorafa_ir::{DType, Dim, Graph, OpData, OpId, Patch, PatchError, TensorType, ValueId};
 
 type Lowered = Result<Results, PatchError>;
@@ -93,12 +94,16 @@ fn drops(kind: &Op) -> bool {
 fn rewrite(p: &mut Patch<'_>, op: &OpData) -> Option<Lowered> {
     match &op.kind {
         kind if is_lacking(kind) => kind.decompose(p, &op.operands),
-        // The mask itself: operators draw each their own.
         Op::DropoutMask(DropoutMask { of, shape }) => {
-            let drawn = p.graph().ops().find(|op| op.kind == Op::Dropout(*of));
-            let mask = drawn.map(|op| op.results[1]);
-            let mask = mask.filter(|mask| p.ty(*mask).shape == *shape)?;
-            Some(Ok([mask].into_iter().collect()))
+            Some(Ok([drawn(p, of, shape)?].into_iter().collect()))
+        }
+        Op::Dropout(of) => {
+            let mask = drawn(p, of, &p.ty(op.results[1]).shape)?;
+            let again = DropoutGrad { ratio: of.ratio }.into();
+            (mask != op.results[1]).then(|| {
+                let dropped = p.add1(again, &[op.operands[0], mask])?;
+                Ok([dropped, mask].into_iter().collect())
+            })
         }
         Op::DimValue(dims) => {
             let numbers: Option<Vec<i64>> = dims.values.iter().map(Dim::known).collect();
@@ -119,6 +124,13 @@ fn rewrite(p: &mut Patch<'_>, op: &OpData) -> Option<Lowered> {
             (wide != narrow).then(|| widened(p, op, narrow, wide))
         }
     }
+}
+
+/// The mask that the first of equal dropouts draws, for all of them: operators draw each their own.
+fn drawn(p: &Patch<'_>, of: &Dropout, shape: &Shape) -> Option<ValueId> {
+    let first = p.graph().ops().find(|op| op.kind == Op::Dropout(*of))?;
+    let mask = first.results[1];
+    (p.ty(mask).shape == *shape).then_some(mask)
 }
 
 /// The element type in which ONNX computes an op on `dtype`: another one where the operator is not

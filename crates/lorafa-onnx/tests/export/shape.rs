@@ -189,3 +189,26 @@ fn opsets_are_those_of_the_nodes_carried_along() {
     let inputs: Vec<&Vec<String>> = graph_of(&model).node.iter().map(|n| &n.input).collect();
     assert_eq!(inputs, [&vec!["x"], &vec!["v1", ""], &vec!["", "v2"]]);
 }
+
+/// A dropout that is computed again drops what the first did; operators draw each their own.
+#[test]
+fn equal_dropouts_are_drawn_once() {
+    let graph = parse(
+        "graph @g {
+           param %x : f32[2,3] input
+           v1, v2 = dropout %x {ratio=0.25, seed=3} : f32[2,3], bool[2,3]
+           v3, v4 = dropout %x {ratio=0.25, seed=4} : f32[2,3], bool[2,3]
+         backward:
+           v5, v6 = dropout %x {ratio=0.25, seed=3} : f32[2,3], bool[2,3]
+           v7 = dropout_mask {ratio=0.25, seed=4, shape=[2,3]} : bool[2,3]
+           out \"a\" = v1
+           out \"b\" = v3
+           out \"a again\" = v5
+           out \"mask of b\" = v7
+         }",
+    );
+    let model = write(&graph);
+    assert_eq!(nodes(&model, "Dropout").len(), 2);
+    let again = read_back(&model);
+    assert_eq!(again.outputs().len(), 4);
+}

@@ -4,7 +4,7 @@
 
 use lorafa_ir::text::{ValueDisplay, parse};
 use lorafa_ir::{Graph, ValueId};
-use lorafa_plan::{Plan, PlanDisplay, check, plan};
+use lorafa_plan::{Plan, PlanDisplay, check, peak, plan};
 
 /// The verified graph of these lines.
 pub fn graph(lines: &str) -> Graph {
@@ -24,6 +24,13 @@ pub fn planned(lines: &str) -> Planned {
     let graph = graph(lines);
     let plan = plan(&graph).expect("the test's graph has a plan");
     check(plan.problem(), plan.layout()).expect("a plan's layout is right");
+    let peak = peak(&graph).expect("what has a plan has a peak");
+    let bound = plan.lower_bound();
+    assert_eq!(peak.bytes, plan.persistent_bytes() + bound.bytes);
+    assert_eq!(
+        (peak.position, &peak.schedule),
+        (bound.position, plan.schedule())
+    );
     Planned { graph, plan }
 }
 
