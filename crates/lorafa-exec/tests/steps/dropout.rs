@@ -4,14 +4,18 @@ use crate::models::{self, bindings, compiled_with, options};
 use crate::start;
 
 use lorafa_exec::Mode;
-use lorafa_ir::{Graph, Op};
+use lorafa_ir::{Graph, Op, OpData, Region};
 use lorafa_onnx::dtype::decode;
 use lorafa_passes::pass::{Method, Options};
 use std::sync::Arc;
 
-/// How many ops draw, whole or block by block.
+/// How many ops of the forward pass draw, whole or block by block.
 fn draws(graph: &Graph) -> [usize; 2] {
-    let count = |wanted: fn(&Op) -> bool| graph.ops().filter(|op| wanted(&op.kind)).count();
+    let forward = |op: &&OpData| op.site.region == Region::Forward;
+    let count = |wanted: fn(&Op) -> bool| {
+        let ops = graph.ops().filter(forward);
+        ops.filter(|op| wanted(&op.kind)).count()
+    };
     [
         count(|op| matches!(op, Op::Dropout(_))),
         count(|op| matches!(op, Op::Attention(op) if op.dropout.is_some())),
