@@ -19,7 +19,7 @@ use std::path::PathBuf;
 ///
 /// LoRA keeps every adapted layer's input x for the backward pass, only to train A. LoRA-FA freezes
 /// A and keeps x·A instead, which is as wide as the adapter's rank. The report compares full
-/// fine-tuning, LoRA and LoRA-FA; the written file is the training step in standard ONNX operators.
+/// fine-tuning, LoRA and LoRA-FA; the written file is the training step in ONNX.
 #[derive(Debug, Parser)]
 #[command(
     name = "lorafa-opt",
