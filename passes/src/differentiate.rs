@@ -23,6 +23,7 @@
 use crate::pass::{Changed, Method, Pass, PassCx, PassError, PassKind, in_module};
 use lorafa_ir::grad::Gradient;
 use lorafa_ir::ops::Role;
+use lorafa_ir::outputs::GRADIENT;
 use lorafa_ir::text::OpDisplay;
 use lorafa_ir::{
     Graph, OpData, OpId, OutputKind, Patch, PatchError, Region, Site, ValueId, ValueMap,
@@ -31,8 +32,6 @@ use std::collections::BTreeSet;
 
 /// The loss output of a training step.
 const LOSS: &str = "loss";
-/// What precedes a parameter's name in the name of its gradient's output.
-const GRADIENT: &str = "grad::";
 
 /// See the module.
 pub struct Differentiate;

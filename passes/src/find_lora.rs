@@ -19,6 +19,8 @@
 
 mod pattern;
 
+pub(crate) use pattern::weight;
+
 use crate::pass::{Changed, Pass, PassCx, PassError, PassKind};
 use lorafa_ir::ops::{Binary, BinaryKind, Op, Role, Scalar};
 use lorafa_ir::{Adapter, Graph, OpId, Patch, ValueId};

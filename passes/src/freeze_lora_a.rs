@@ -18,6 +18,7 @@
 //! adapter's `x`. This is no equality: training takes another path.
 
 use crate::eliminate_dead_code::live_ops;
+use crate::matching::MAX_STEPS;
 use crate::pass::{Changed, Pass, PassCx, PassError, PassKind, in_module};
 use lorafa_ir::layout::Views;
 use lorafa_ir::ops::{Op, Role};
@@ -162,10 +163,14 @@ fn keeper(graph: &Graph, reader: OpId, x: ValueId, root: &impl Fn(ValueId) -> Va
     let reader = graph.op(reader);
     let Some(forward) = reader.site.of.and_then(|of| graph.get_op(of)) else {
         let by = format!("{}{}", reader.kind.name(), in_module(&reader.site.module));
-        return Keeper {
-            by,
-            reason: "it reads x after the forward pass".into(),
+        let reason = match gradient_of(graph, reader) {
+            Some(weight) => format!(
+                "the gradient of the trained weight {} needs x",
+                ValueDisplay(graph, weight)
+            ),
+            None => "it reads x after the forward pass".into(),
         };
+        return Keeper { by, reason };
     };
     let by = format!("{}{}", forward.kind.name(), in_module(&forward.site.module));
     let weight = forward.operands.get(1).copied().map(root);
@@ -183,4 +188,24 @@ fn keeper(graph: &Graph, reader: OpId, x: ValueId, root: &impl Fn(ValueId) -> Va
         _ => "its gradient needs its operand, which is x".into(),
     };
     Keeper { by, reason }
+}
+
+/// The parameter whose gradient an op computes, but for its shape.
+fn gradient_of(graph: &Graph, op: &OpData) -> Option<ValueId> {
+    let mut value = *op.results.first()?;
+    for _ in 0..MAX_STEPS {
+        let output = graph.outputs().iter().find(|o| o.value == value);
+        if let Some(OutputKind::Gradient(param)) = output.map(|o| o.kind) {
+            return Some(param);
+        }
+        let [read] = *graph.uses(value) else {
+            return None;
+        };
+        let reader = graph.op(read.op);
+        let (Op::Cast(_) | Op::Reshape(_) | Op::Transpose(_)) = reader.kind else {
+            return None;
+        };
+        value = reader.results[0];
+    }
+    None
 }

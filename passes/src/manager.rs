@@ -99,7 +99,8 @@ impl Manager {
 
     /// Makes an imported graph the training step of the method that `cx` asks for, as [`run`](Self::run) does.
     pub fn build(&mut self, graph: &mut Graph, cx: &mut PassCx) -> Result<(), RunError> {
-        let mut stages = registry::stages(cx.options.method).into_iter();
+        self.run(registry::PREPARE, graph, cx)?;
+        let mut stages = registry::stages(graph, cx.options.method).into_iter();
         stages.try_for_each(|passes| self.run(passes, graph, cx))
     }
 }

@@ -3,23 +3,26 @@
 use crate::pass::{Method, Pass};
 use crate::{
     attach_loss, attach_optimizer, bind_dims, canonicalize, convert_precision, differentiate,
-    eliminate_common_subexpressions, eliminate_dead_code, find_lora, fold_constants, freeze_lora_a,
-    fuse_activations, fuse_attention, fuse_loss, fuse_norms, fuse_products, fuse_rotary,
-    inject_lora, mask_relu, redraw_masks, rematerialize,
+    eliminate_common_subexpressions, eliminate_dead_code, find_gradients, find_lora, find_training,
+    fold_constants, freeze_lora_a, fuse_activations, fuse_attention, fuse_loss, fuse_norms,
+    fuse_products, fuse_rotary, inject_lora, mask_relu, redraw_masks, rematerialize,
 };
+use lorafa_ir::Graph;
 
 /// Passes that run one after the other.
 pub type Stage = &'static [&'static dyn Pass];
 
 /// Passes that every method shares: from the imported graph to a bound and clean one whose
-/// adapters are known.
+/// adapters are known, and whose gradients are, if it has any.
 pub const PREPARE: Stage = &[
     &bind_dims::BindDims,
+    &find_training::FindTraining,
     &canonicalize::Canonicalize,
     &fold_constants::FoldConstants,
     &eliminate_common_subexpressions::EliminateCommonSubexpressions,
     &eliminate_dead_code::EliminateDeadCode,
     &find_lora::FindLora,
+    &find_gradients::FindGradients,
 ];
 
 /// Passes that every method shares, too: what exporters spell with many ops becomes one, which keeps
@@ -45,6 +48,9 @@ pub const TRAIN: Stage = &[
     &mask_relu::MaskRelu,
 ];
 
+/// What a training graph takes in place of [`TRAIN`]: it has its loss and its gradients.
+pub const GIVEN: Stage = &[&eliminate_dead_code::EliminateDeadCode];
+
 /// Passes that turn LoRA's gradients into LoRA-FA's.
 pub const FREEZE: Stage = &[
     &freeze_lora_a::FreezeLoraA,
@@ -68,20 +74,33 @@ pub const REFINE: Stage = &[
 /// when what reads them has run.
 pub const UPDATE: Stage = &[&attach_optimizer::AttachOptimizer];
 
-/// The first stages, the same for every method.
-pub const SHARED: &[Stage] = &[PREPARE, FUSE];
-
-/// The stages that follow the shared ones and lead to a method's gradients.
-pub fn differentiation(method: Method) -> &'static [Stage] {
-    match method {
-        Method::Full | Method::Lora => &[TRAIN],
-        Method::LoraFa => &[TRAIN, FREEZE],
+/// The stages after [`PREPARE`] that every method shares. What a training graph brings of a backward pass reads the parts
+/// of what would be fused, and needs no gradient of the whole.
+pub fn shared(graph: &Graph) -> &'static [Stage] {
+    match graph.has_gradients() {
+        false => &[FUSE],
+        true => &[],
     }
 }
 
-/// The stages that lead to a method's training step.
-pub fn stages(method: Method) -> Vec<Stage> {
-    [SHARED, differentiation(method), &[REFINE, UPDATE]].concat()
+/// The stages that follow the shared ones and lead to a method's gradients.
+pub fn differentiation(graph: &Graph, method: Method) -> &'static [Stage] {
+    match (graph.has_gradients(), method) {
+        (false, Method::Full | Method::Lora) => &[TRAIN],
+        (false, Method::LoraFa) => &[TRAIN, FREEZE],
+        (true, Method::Full | Method::Lora) => &[GIVEN],
+        (true, Method::LoraFa) => &[GIVEN, FREEZE],
+    }
+}
+
+/// The stages after [`PREPARE`] that lead to a method's training step.
+pub fn stages(graph: &Graph, method: Method) -> Vec<Stage> {
+    [
+        shared(graph),
+        differentiation(graph, method),
+        &[REFINE, UPDATE],
+    ]
+    .concat()
 }
 
 /// The passes that make one op of several.

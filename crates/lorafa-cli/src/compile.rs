@@ -4,7 +4,8 @@ use crate::args::{InitArg, MethodArg, TrainingArgs};
 use crate::dims::{self, Dims};
 use crate::error::Error;
 use crate::optimizer::OptimizerArg;
-use lorafa_ir::{DType, Graph, ValueId};
+use lorafa_ir::ops::Role;
+use lorafa_ir::{Adapter, DType, Graph, ValueId};
 use lorafa_onnx::file::ModelFile;
 use lorafa_onnx::import::import;
 use lorafa_passes::attach_loss::{self, LossKind};
@@ -44,7 +45,7 @@ pub struct Compiled {
     /// What the dimensions were bound to.
     pub dims: Dims,
     /// The steps, in the order of [`Method::ALL`]: full fine-tuning alone if that was asked for and
-    /// there are no adapters.
+    /// there are no adapters; of a training graph those that its gradients are for.
     pub steps: Vec<Step>,
     /// The loss, in words.
     pub loss: String,
@@ -141,6 +142,9 @@ pub fn compile(model: &ModelFile, args: &TrainingArgs) -> Result<Compiled, Error
     let alone = none && args.method == MethodArg::Full;
     refuse_flags_of_injection(&graph, args, alone)?;
     let loss = describe_loss(&graph, args);
+    if graph.has_gradients() {
+        return given(graph, dims, cx, loss, notes);
+    }
     if alone {
         let (step, more) = full(graph, cx.options)?;
         notes.extend(more);
@@ -185,10 +189,49 @@ fn prepared(model: &ModelFile, args: &TrainingArgs) -> Result<(Graph, Dims, Pass
     let mut graph = import(model)?;
     let dims = dims::resolve(&graph, args).map_err(Error::Args)?;
     let mut cx = PassCx::new(options(args, &dims)?);
-    for stage in registry::SHARED {
+    run(registry::PREPARE, &mut graph, &mut cx)?;
+    for stage in registry::shared(&graph) {
         run(stage, &mut graph, &mut cx)?;
     }
     Ok((graph, dims, cx))
+}
+
+/// A training graph, compiled for the methods that its gradients allow: as it is, and with every adapter's A frozen.
+fn given(
+    graph: Graph,
+    dims: Dims,
+    cx: PassCx,
+    loss: String,
+    mut notes: Vec<String>,
+) -> Result<Compiled, Error> {
+    let trains_a = |a: &Adapter| graph.role(a.a) == Some(Role::Trained);
+    let methods: &[Method] = match graph.adapters() {
+        [] => &[Method::Full],
+        adapters if adapters.iter().any(trains_a) => &[Method::Lora, Method::LoraFa],
+        _ => &[Method::LoraFa],
+    };
+    let (mut steps, mut certificate) = (Vec::new(), None);
+    for method in methods {
+        let mut graph = graph.clone();
+        let mut cx = PassCx::new(Options {
+            method: *method,
+            ..cx.options.clone()
+        });
+        for stage in registry::differentiation(&graph, *method) {
+            run(stage, &mut graph, &mut cx)?;
+        }
+        steps.push(step(graph, &mut cx)?);
+        notes.extend(noted(method.name(), &mut cx));
+        certificate = cx.certificate;
+    }
+    Ok(Compiled {
+        dims,
+        steps,
+        loss,
+        certificate,
+        warnings: cx.warnings,
+        notes,
+    })
 }
 
 /// A model compiled for one method.
@@ -222,7 +265,7 @@ pub fn single(model: &ModelFile, args: &TrainingArgs) -> Result<Single, Error> {
     }
     refuse_flags_of_injection(&graph, args, without && args.lora.rank.is_none())?;
     let (loss, loss_in_words) = (attached(&graph, args), describe_loss(&graph, args));
-    for stage in registry::differentiation(cx.options.method) {
+    for stage in registry::differentiation(&graph, cx.options.method) {
         run(stage, &mut graph, &mut cx)?;
     }
     Ok(Single {

@@ -208,6 +208,12 @@ impl Graph {
         self.outputs().iter().find(|o| o.kind == OutputKind::Loss)
     }
 
+    /// Whether there are gradients of parameters among the outputs: the backward pass is there.
+    pub fn has_gradients(&self) -> bool {
+        let mut kinds = self.outputs().iter().map(|o| o.kind);
+        kinds.any(|kind| matches!(kind, OutputKind::Gradient(_)))
+    }
+
     /// The LoRA adapters that were found or injected.
     pub fn adapters(&self) -> &[Adapter] {
         &self.adapters

@@ -3,6 +3,25 @@
 use crate::ids::{ValueId, ValueMap};
 use std::sync::Arc;
 
+/// What precedes a parameter's name in the name of its gradient's output.
+pub const GRADIENT: &str = "grad::";
+
+/// The parameter whose gradient an output is by its name: `grad::w`, as PyTorch's joint graphs are exported and as we
+/// write them, or `w_grad`, as onnxruntime-training has it.
+pub fn gradient_of(output: &str) -> Option<&str> {
+    let named = output
+        .strip_prefix(GRADIENT)
+        .or_else(|| output.strip_suffix("_grad"));
+    named.filter(|name| !name.is_empty())
+}
+
+/// Whether a parameter goes by this name, perhaps within modules that wrap the one it was named in.
+pub fn is_named(param: &str, name: &str) -> bool {
+    param
+        .strip_suffix(name)
+        .is_some_and(|wrapper| wrapper.is_empty() || wrapper.ends_with('.'))
+}
+
 /// What an output of the graph is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum OutputKind {
@@ -68,6 +87,13 @@ impl Outputs {
             }
             kept
         });
+    }
+
+    /// Says what the outputs are, in order.
+    pub(crate) fn classify(&mut self, mut kind: impl FnMut(&Output) -> OutputKind) {
+        for output in &mut self.list {
+            output.kind = kind(output);
+        }
     }
 
     /// Makes outputs that are `old` be `new`.

@@ -326,6 +326,29 @@ impl<'g> Patch<'g> {
         self.changes += before - self.graph.outputs().len();
     }
 
+    /// Says what the outputs are, in order.
+    pub fn classify_outputs(&mut self, mut kind: impl FnMut(&Output) -> OutputKind) {
+        let mut changes = 0;
+        self.graph.outputs.classify(|output| {
+            let kind = kind(output);
+            changes += usize::from(kind != output.kind);
+            kind
+        });
+        self.changes += changes;
+    }
+
+    /// Makes an op part of another region of the step.
+    pub fn set_region(&mut self, op: OpId, region: Region) {
+        self.graph.op_mut(op).site.region = region;
+        self.changes += 1;
+    }
+
+    /// Says which module an op belongs to.
+    pub fn set_module(&mut self, op: OpId, module: Arc<str>) {
+        self.graph.op_mut(op).site.module = module;
+        self.changes += 1;
+    }
+
     /// Records an adapter.
     pub fn adapter(&mut self, adapter: Adapter) {
         self.graph.adapters.push(adapter);

@@ -2,7 +2,7 @@
 
 use crate::matching::plain_product;
 use lorafa_ir::ops::{Binary, BinaryKind, Op, Transpose};
-use lorafa_ir::{Dim, Graph, OpData, OpId, ValueId};
+use lorafa_ir::{Dim, Graph, OpData, OpId, Region, ValueId};
 use std::collections::BTreeMap;
 
 /// Casts, reshapes and scalings that are walked through in one place: a bound for hostile input.
@@ -10,13 +10,13 @@ const MAX_STEPS: usize = 16;
 
 /// A rank-2 weight that an op reads, perhaps through casts and transposes.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Weight {
+pub(crate) struct Weight {
     /// The parameter.
-    pub(super) param: ValueId,
+    pub(crate) param: ValueId,
     /// The op that reads the parameter itself.
-    pub(super) reader: OpId,
+    pub(crate) reader: OpId,
     /// With which operand.
-    pub(super) slot: usize,
+    pub(crate) slot: usize,
     /// Whether something stands between the parameter and the product.
     pub(super) direct: bool,
 }
@@ -53,6 +53,10 @@ pub(super) fn matches(graph: &Graph) -> Vec<Match> {
         let Op::Binary(Binary(BinaryKind::Add)) = op.kind else {
             continue;
         };
+        // What an adapter hands back to its input has its shape, too.
+        if op.site.region != Region::Forward {
+            continue;
+        }
         let (l, r) = (op.operands[0], op.operands[1]);
         let hit = [(l, r), (r, l)]
             .into_iter()
@@ -147,7 +151,7 @@ fn sizes(graph: &Graph, product: ValueId) -> Option<(u64, u64)> {
 }
 
 /// The weight that operand `slot` of `op` is, through casts and transposes.
-pub(super) fn weight(graph: &Graph, op: &OpData, slot: usize) -> Option<Weight> {
+pub(crate) fn weight(graph: &Graph, op: &OpData, slot: usize) -> Option<Weight> {
     let (mut reader, mut slot) = (op, slot);
     for step in 0..MAX_STEPS {
         let value = *reader.operands.get(slot)?;

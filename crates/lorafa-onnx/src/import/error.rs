@@ -121,12 +121,13 @@ pub enum ImportError {
         /// The first supported.
         least: i64,
     },
-    /// The model has its backward pass in it already.
+    /// The model's gradients are accumulated.
     #[error(
-        "the model has its gradients in it already (output `{output}`); give the forward graph: \
-         training graphs made by others are not supported yet"
+        "the model's gradients go into accumulators (output `{output}`), as onnxruntime-training's artifacts have it, \
+         which is not supported yet: give the forward graph, or a joint graph whose outputs are `loss` and \
+         `grad::<parameter>`"
     )]
-    TrainingGraph {
+    Accumulators {
         /// One of the outputs that show it.
         output: String,
     },

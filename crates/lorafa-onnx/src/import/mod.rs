@@ -40,7 +40,7 @@ pub fn import(model: &ModelFile) -> Result<Graph, ImportError> {
             least: LEAST_OPSET,
         });
     }
-    outputs::refuse_training_graph(model)?;
+    outputs::refuse_accumulators(model)?;
     let signature = Signature::read(model);
     let mut graph = Graph::new(proto.name());
     let program = functions::inline(model)?;

@@ -10,6 +10,10 @@
 //! | `%a.weight` read in modules `a` and `b`, ≤ 1024 elements | `%a.weight` and `%b.weight` |
 //! | `%lm_head.weight` also read as an embedding | one parameter, by the name PyTorch lists it under |
 //! | `%rotary_emb.inv_freq` | a constant |
+//!
+//! Where the exporter says what it folded, `folded` believes that first.
+
+mod folded;
 
 use super::signature::Signature;
 use lorafa_ir::ops::{Data, Gather, MatMul, Op, Param, Role, is_path};
@@ -34,6 +38,7 @@ const BUFFERS: &[&str] = &[
 /// Gives the weights of an imported graph their names, shapes and identities back.
 pub(super) fn recover(graph: &mut Graph, signature: &Signature) {
     mark_buffers(graph, signature);
+    folded::restore(graph, signature);
     unfold(graph);
     unshare(graph, signature);
     rename_tied(graph, signature);
@@ -140,15 +145,19 @@ fn by_name(graph: &Graph) -> ByName {
 }
 
 fn add(graph: &mut Graph, param: Param) -> Option<ValueId> {
-    let site = Site {
+    let mut patch = graph.patch("recover-names");
+    patch.at_site(beginning());
+    patch.add1(Op::Param(Box::new(param)), &[]).ok()
+}
+
+/// Before all nodes.
+fn beginning() -> Site {
+    Site {
         region: Region::Forward,
         seq: i64::MIN,
         module: Arc::from(""),
         of: None,
-    };
-    let mut patch = graph.patch("recover-names");
-    patch.at_site(site);
-    patch.add1(Op::Param(Box::new(param)), &[]).ok()
+    }
 }
 
 /// Whether `folded` holds the transpose of what `param` holds. Weights in other files are not
@@ -157,17 +166,27 @@ fn same_elements(param: &Param, folded: &Param) -> bool {
     let (Data::Inline(a), Data::Inline(b)) = (&param.stored.data, &folded.stored.data) else {
         return true;
     };
-    let Some(shape) = param.ty.known_shape() else {
+    is_transpose(a, b, param)
+}
+
+/// Whether `b` holds the columns of the matrix of a parameter's shape that `a` holds the rows of.
+fn is_transpose(a: &[u8], b: &[u8], of: &Param) -> bool {
+    let shape = of.ty.known_shape();
+    let Some([rows, cols]) = shape.as_deref().and_then(|s| s.first_chunk()).copied() else {
         return false;
     };
     let (rows, cols, size) = (
-        shape[0] as usize,
-        shape[1] as usize,
-        param.ty.dtype.size() as usize,
+        rows as usize,
+        cols as usize,
+        of.stored.dtype.size() as usize,
     );
-    let at = |bytes: &[u8], i: usize| bytes.get(i * size..(i + 1) * size).map(<[u8]>::to_vec);
-    a.len() == b.len()
-        && (0..rows).all(|r| (0..cols).all(|c| at(a, r * cols + c) == at(b, c * rows + r)))
+    let bytes = rows.checked_mul(cols).and_then(|n| n.checked_mul(size));
+    let row = |r: usize| (0..cols).map(move |c| (r * cols + c, c * rows + r));
+    bytes == Some(a.len())
+        && a.len() == b.len()
+        && (0..rows)
+            .flat_map(row)
+            .all(|(i, j)| a[i * size..][..size] == b[j * size..][..size])
 }
 
 fn remove_unused(graph: &mut Graph, value: ValueId) {

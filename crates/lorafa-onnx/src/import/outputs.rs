@@ -4,31 +4,18 @@ use super::context::Importer;
 use super::error::ImportError;
 use crate::file::ModelFile;
 use lorafa_ir::ops::Op;
+use lorafa_ir::outputs::gradient_of;
 use lorafa_ir::{Graph, OutputKind, ValueId};
 use std::collections::BTreeSet;
 
 /// The name that Hugging Face gives the loss.
 const LOSS: &str = "loss";
 
-/// Refuses a model that gives gradients: its backward pass is in it already.
-pub(super) fn refuse_training_graph(model: &ModelFile) -> Result<(), ImportError> {
-    let graph = model.graph();
-    let weights: BTreeSet<&str> = graph
-        .initializer
-        .iter()
-        .map(|t| t.name())
-        .chain(graph.input.iter().map(|i| i.name()))
-        .collect();
-    // How PyTorch's joint graphs and onnxruntime-training spell gradients.
-    let is_gradient = |name: &&str| {
-        name.starts_with("grad::")
-            || name.ends_with(".accumulation.out")
-            || name
-                .strip_suffix("_grad")
-                .is_some_and(|w| weights.contains(w))
-    };
-    match graph.output.iter().map(|o| o.name()).find(is_gradient) {
-        Some(output) => Err(ImportError::TrainingGraph {
+/// Refuses a model whose gradients go into accumulators, as onnxruntime-training's do.
+pub(super) fn refuse_accumulators(model: &ModelFile) -> Result<(), ImportError> {
+    let mut outputs = model.graph().output.iter().map(|o| o.name());
+    match outputs.find(|name| name.ends_with(".accumulation.out")) {
+        Some(output) => Err(ImportError::Accumulators {
             output: output.into(),
         }),
         None => Ok(()),
@@ -49,7 +36,12 @@ impl Importer<'_, '_> {
             let value = value.map_err(|_| ImportError::MissingOutput { name: name.into() })?;
             values.push((name, value));
         }
-        let loss = loss(self.patch.graph(), &values)?;
+        let results: Vec<(&str, ValueId)> = values
+            .iter()
+            .filter(|(name, _)| gradient_of(name).is_none())
+            .copied()
+            .collect();
+        let loss = loss(self.patch.graph(), &results)?;
         for (name, value) in values {
             let kind = if loss == Some(name) {
                 OutputKind::Loss
@@ -63,7 +55,7 @@ impl Importer<'_, '_> {
 }
 
 /// The scalar that is the loss: the one so named, or else the one that comes of a cross-entropy, or
-/// whose name says so where nothing could be logits, or that is all the model gives.
+/// whose name says so where nothing could be logits, or that is all the model gives beside gradients.
 fn loss<'n>(graph: &Graph, outputs: &[(&'n str, ValueId)]) -> Result<Option<&'n str>, ImportError> {
     let scalars = outputs.iter().filter(|(_, value)| {
         let ty = graph.ty(*value);
