@@ -6,7 +6,7 @@
 Needs torch 2.11.0, transformers 5.17.0, peft 0.21.2, onnx 1.23.2, onnxscript 0.7.2, safetensors, onnxruntime.
 Architectures come from Hugging Face, weights are random (fixed seeds), nothing is downloaded.
 
-Writes NAME.onnx for each row of CASES and, for each family,
+Writes NAME.onnx for each row of CASES, into joint/ those that hold forward and backward pass, and, for each family,
   <family>-{lora,plain}[-zeroB][-nomask].expected.safetensors   input::*, loss, logits, grad::<every parameter>
   <family>-inject.expected.safetensors   PEFT adapters put on the plain model, A at PEFT's default init, B zero:
                                          param::<lora_A>, input::*, loss, logits, grad::<every trained parameter>
@@ -35,6 +35,9 @@ import torch
 import transformers as hf
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
+from torch._decomp import core_aten_decompositions
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 hf.logging.set_verbosity_error()
 logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -58,6 +61,7 @@ FAMILIES = {
 }
 STACK_TRACE = "pkg.torch.onnx.stack_trace"
 DEBUG = ("namespace", "pkg.torch.onnx.fx_node")     # namespace is name_scopes and class_hierarchy, joined
+JOINT_DEBUG = ("pkg.torch.onnx.class_hierarchy",)     # names the function above, and no module
 TASK = {"roberta": "SEQ_CLS", "t5": "SEQ_2_SEQ_LM"}
 
 
@@ -78,12 +82,18 @@ class Case:
     mask: bool = True
     keep_debug: bool = False    # strip stack traces only
     layers: int = 2
+    joint: bool = False         # loss and gradients of A and B, traced through autograd
+
+    @property
+    def file(self):
+        return f"{'joint/' * self.joint}{self.name}.onnx"
 
     @property
     def name(self):
         flags = ("fold" if self.opt else "nofold") if self.legacy else ("opt" if self.opt else "noopt")
         parts = [f"{self.family}-tiny", f"lora-r{RANK}" if self.lora else "plain",
-                 f"drop{self.dropout}" if self.dropout else "", "ts" if self.legacy else "dynamo",
+                 f"drop{self.dropout}" if self.dropout else "",
+                 "ts" if self.legacy else "joint" if self.joint else "dynamo",
                  f"opset{self.opset}" if self.opset else "", flags, self.attention, "bf16base" if self.bf16 else "fp32",
                  "train" if self.train else "eval", "loss" if self.loss else "logits", "dyn" if self.dyn else "static",
                  "zeroB" if self.zero_b else "", "" if self.mask else "nomask",
@@ -111,6 +121,8 @@ CASES = [
     Case("roberta", lora=False),
     Case("t5", opt=False, loss=True),
     Case("t5", lora=False, attention="eager"),      # with sdpa the exporter fails on dynamic dimensions
+    Case("llama", joint=True, attention="eager", loss=True, dyn=False),
+    Case("gpt2", joint=True, attention="eager", opt=False, loss=True, dyn=False),
 ]
 
 
@@ -157,7 +169,9 @@ def export(case, path):
     kw = inputs(case.family, case.loss, case.mask)
     names = ["loss", "logits"] if case.loss else ["logits"]
     opset = {"opset_version": case.opset} if case.opset else {}
-    if case.legacy:     # the wrapper puts `model.` before every parameter name and module path
+    if case.joint:
+        export_joint(case, model, kw, path)
+    elif case.legacy:     # the wrapper puts `model.` before every parameter name and module path
         class Wrapper(torch.nn.Module):
             def __init__(self):
                 super().__init__()
@@ -177,7 +191,41 @@ def export(case, path):
         torch.onnx.export(model, (), kwargs=kw, dynamo=True, optimize=case.opt, verbose=False,
                           dynamic_shapes=shapes if case.dyn else None,
                           output_names=None if case.family == "t5" else names, **opset).save(str(path))
-    strip(path, {STACK_TRACE} if case.keep_debug else {STACK_TRACE, *DEBUG})
+    strip(path, {STACK_TRACE} if case.keep_debug else {STACK_TRACE, *DEBUG, *(JOINT_DEBUG if case.joint else ())})
+
+
+def export_joint(case, model, kw, path):
+    """The exporter's graph of what autograd does: outputs `loss` and `grad::<parameter>`. The wrapper puts `m.` before
+    every parameter's name, and no node says to which module it belongs."""
+    trained = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+    frozen = {n: p.detach() for n, p in model.named_parameters() if not p.requires_grad}
+
+    def step(trained, frozen, buffers, kw):
+        with torch.enable_grad():
+            trained = {n: p.detach().requires_grad_() for n, p in trained.items()}
+            loss = torch.func.functional_call(model, {**trained, **frozen, **buffers}, (), kw).loss
+            gradients = torch.autograd.grad(loss, list(trained.values()))
+        return (loss.detach(), *gradients)
+
+    buffers = dict(model.named_buffers())
+    with sdpa_kernel(SDPBackend.MATH):
+        traced = make_fx(step, tracing_mode="fake", decomposition_table=core_aten_decompositions(),
+                         _allow_non_fake_inputs=True)(trained, frozen, buffers, kw)
+
+    class Wrapper(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.traced, self.m = traced, model
+
+        def forward(self, **kw):
+            own = dict(self.m.named_parameters())
+            return self.traced({n: own[n] for n in trained}, {n: own[n] for n in frozen}, dict(self.m.named_buffers()), kw)
+
+    program = torch.onnx.export(Wrapper().requires_grad_(False), (), kwargs=kw, dynamo=True, optimize=case.opt, verbose=False)
+    for output, name in zip(program.model.graph.outputs, ["loss", *(f"grad::{n}" for n in trained)]):
+        output.name = name
+    path.parent.mkdir(exist_ok=True)
+    program.save(str(path))
 
 
 def strip(path, keys):
@@ -194,8 +242,8 @@ def strip(path, keys):
 
 def check(case, path):
     """Largest difference between onnxruntime's logits and PyTorch's, or why it was not compared."""
-    if case.train or case.bf16:
-        return "not compared (train mode or bf16)"
+    if case.train or case.bf16 or case.joint:
+        return "not compared (train mode, bf16 or no logits)"
     import onnxruntime as ort
     ort.set_default_logger_severity(4)
     session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -239,7 +287,7 @@ def main():
     args = parser.parse_args()
     wanted = [c for c in CASES if re.search(args.regex, c.name)]
     for case in wanted:
-        path, log = args.out / f"{case.name}.onnx", io.StringIO()
+        path, log = args.out / case.file, io.StringIO()
         with redirect_stdout(log), redirect_stderr(log):
             export(case, path)
         print(f"{path.name}  {path.stat().st_size >> 10} KiB  {check(case, path)}", flush=True)

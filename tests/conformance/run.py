@@ -7,7 +7,7 @@ Every .onnx of DIR (default: examples/) goes through the methods full, lora and 
 onnx.checker, come out byte for byte the same a second time, and give the loss and exactly the gradients of the method
 as in <family>-*.expected.safetensors (in DIR, or in --expected DIR). Plain models get adapters injected for lora and
 lora-fa; A is then replaced by the reference's, so that our random numbers do not matter. Where PyTorch has no answer for
-the adapters, it follows from the one for the plain model: B is zero, so dB = scale·dW·Aᵀ. One model a family also runs
+the adapters, it follows from the one for the plain model: B is zero, so dB = scale·dW·Aᵀ. joint/*.onnx have LoRA's gradients from autograd, and go through lora and lora-fa. One model a family also runs
 with --with-optimizer, with PEFT's LoRA-FA optimizer and clipping, and with --dtype f16, held against PyTorch's answers in fp32. File names say what a model is; models that cannot be compared are listed with the reason.
 """
 import argparse
@@ -42,6 +42,7 @@ class Model:
     lora: bool
     variant: str                # answers of its own: "", "-zeroB", "-nomask"
     incomparable: str           # why onnxruntime's numbers would mean nothing, or ""
+    joint: bool                 # its gradients are those of LoRA, from autograd
 
     @staticmethod
     def parse(path):
@@ -51,13 +52,19 @@ class Model:
             return None
         why = "train mode: dropout is random" if "train" in parts else "" if "fp32" in parts else "not fp32"
         variant = "".join(f"-{p}" for p in ("zeroB", "nomask") if p in parts)
-        return Model(path, parts[0], kinds[0] == "lora", variant, why)
+        return Model(path, parts[0], kinds[0] == "lora", variant, why, "joint" in parts)
 
     @property
     def wrapper(self):
         return "model." if "-ts-" in self.path.stem else ""
 
+    @property
+    def methods(self):
+        return METHODS[1:] if self.joint else METHODS
+
     def rename(self, name):
+        if self.joint:          # a wrapper, in names of parameters alone
+            name = name.removeprefix("m.")
         return checks.canonical(name, self.family, self.wrapper)
 
     def loss_name(self, outputs):
@@ -165,15 +172,17 @@ def plan(models, answers):
     """(model, method, extra flags, why the numbers are not compared), in the order of the report."""
     with_optimizer = set()
     for model in models:
-        for method in METHODS:
+        for method in model.methods:
             why = model.incomparable or ("" if answers.of(model, method) else "no expected file")
             yield model, method, (), why
-        if model.family not in with_optimizer and model.lora and not why:
-            with_optimizer.add(model.family)
+        kind = (model.family, model.joint)
+        if kind not in with_optimizer and model.lora and not why:
+            with_optimizer.add(kind)
             yield model, "lora-fa", ("--with-optimizer",), ""
             yield model, "lora", ("--with-optimizer", "--weight-decay", "0.1"), ""
             yield model, "lora-fa", LORAFA, ""
-            yield model, "lora", ("--dtype", "f16"), ""       # full adds rows, which onnxruntime lacks in f16
+            if not model.joint:                 # which keeps its own type
+                yield model, "lora", ("--dtype", "f16"), ""     # full adds rows, which onnxruntime lacks in f16
 
 
 def line(model, method, extra, why, report):
@@ -203,7 +212,7 @@ def main():
     if not args.bin.is_file():
         parser.error(f"no such binary: {args.bin}")
 
-    files = sorted(args.models.glob("*.onnx"))
+    files = sorted([*args.models.glob("*.onnx"), *args.models.glob("joint/*.onnx")])
     wanted = [f for f in files if re.search(args.filter, f.name)]
     models = [m for f in wanted if (m := Model.parse(f))]
     answers = Answers([args.models, *args.expected])
