@@ -1,6 +1,6 @@
 //! A step takes the memory that was planned, at the first step and the thousandth.
 
-use crate::models::{self, METHODS, compiled_with};
+use crate::models::{self, METHODS, compiled, compiled_with};
 use crate::numbers::Tensors;
 use crate::{output, start};
 
@@ -77,6 +77,29 @@ fn large_steps_take_what_was_planned() {
         }
     }
     assert!(done >= 15, "{done}");
+}
+
+/// Steps whose backward pass others wrote, too.
+#[test]
+fn steps_of_training_graphs_take_what_was_planned() {
+    for model in models::joint() {
+        for method in [Method::Lora, Method::LoraFa] {
+            let answers = model.answers(method).unwrap();
+            let graph = Arc::new(compiled(&model, method, &answers));
+            let label = format!("{} {}", model.name, method.name());
+            let mut program = start(&model, &graph, &answers, Mode::Arena);
+            program.step().unwrap();
+            let trace = program.step_traced().unwrap();
+            let checked = trace.check();
+            checked.unwrap_or_else(|error| panic!("{label}: {error}"));
+            let planned = lorafa_plan::plan(&graph).unwrap().arena_bytes();
+            assert_eq!(
+                (trace.measured, trace.planned),
+                (planned, planned),
+                "{label}"
+            );
+        }
+    }
 }
 
 #[test]

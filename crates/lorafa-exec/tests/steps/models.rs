@@ -23,26 +23,34 @@ pub struct Model {
 
 /// Every model of `examples/` and of the folder that `LORAFA_EXTRA_MODELS` names, by name.
 pub fn all() -> Vec<Model> {
-    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples");
     let extra = std::env::var_os("LORAFA_EXTRA_MODELS").map(PathBuf::from);
-    let mut models = Vec::new();
-    for folder in std::iter::once(examples).chain(extra) {
-        let entries = std::fs::read_dir(&folder).unwrap();
-        let mut paths: Vec<PathBuf> = entries.map(|e| e.unwrap().path()).collect();
-        paths.sort();
-        for path in paths
-            .iter()
-            .filter(|p| p.extension().is_some_and(|e| e == "onnx"))
-        {
-            let file = ModelFile::open(path).unwrap();
-            models.push(Model {
-                name: path.file_stem().unwrap().to_string_lossy().into_owned(),
-                folder: folder.clone(),
-                graph: import(&file).unwrap(),
-            });
-        }
-    }
-    models
+    let folders = std::iter::once(examples()).chain(extra);
+    folders.flat_map(|folder| within(&folder, "")).collect()
+}
+
+/// The models of `examples/` that have their gradients in them, those of LoRA.
+pub fn joint() -> Vec<Model> {
+    within(&examples(), "joint")
+}
+
+fn examples() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples")
+}
+
+/// The models of a folder within the one that has the answers.
+fn within(folder: &Path, part: &str) -> Vec<Model> {
+    let entries = std::fs::read_dir(folder.join(part)).unwrap();
+    let paths = entries.map(|e| e.unwrap().path());
+    let mut paths: Vec<PathBuf> = paths
+        .filter(|p| p.extension().is_some_and(|e| e == "onnx"))
+        .collect();
+    paths.sort();
+    let load = |path: PathBuf| Model {
+        name: path.file_stem().unwrap().to_string_lossy().into_owned(),
+        folder: folder.to_owned(),
+        graph: import(&ModelFile::open(&path).unwrap()).unwrap(),
+    };
+    paths.into_iter().map(load).collect()
 }
 
 impl Model {
@@ -98,13 +106,14 @@ impl Model {
         answers.or_else(other).unwrap()
     }
 
-    /// PyTorch's name of a parameter: without the legacy exporter's wrapper, and the first of tied names.
+    /// PyTorch's name of a parameter: without a wrapper that was exported, and the first of tied names.
     pub fn canonical(&self, name: &str) -> String {
-        let name = if self.has("ts") {
-            name.strip_prefix("model.").unwrap_or(name)
-        } else {
-            name
+        let wrapper = match (self.has("ts"), self.has("joint")) {
+            (true, _) => "model.",
+            (_, true) => "m.",
+            _ => "",
         };
+        let name = name.strip_prefix(wrapper).unwrap_or(name);
         let tied: &[&str] = match self.family() {
             "gpt2" => &["transformer.wte.weight", "lm_head.weight"],
             "t5" => &[

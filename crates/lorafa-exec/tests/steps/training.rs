@@ -231,7 +231,8 @@ const RUNS: [Run; 3] = [
 fn twenty_steps_follow_pytorch() {
     let mut worst = (0.0f64, 0.0f64);
     let (mut done, mut families) = (0, BTreeSet::new());
-    let models = models::all();
+    let mut models = models::all();
+    models.extend(models::joint());
     for model in &models {
         let noisy = ["zeroB", "nomask"].iter().any(|v| model.name.contains(v));
         if noisy || !model.is_comparable() || !model.name.contains("lora") {
