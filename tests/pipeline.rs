@@ -4,7 +4,7 @@
 mod arena;
 mod common;
 
-use common::{Model, examples, options};
+use common::{Model, examples, joint, options};
 use lorafa_ir::interp::Array;
 use lorafa_ir::ops::{ActivationKind, Param, ReduceKind, Role, UnaryKind};
 use lorafa_ir::text::OpDisplay;
@@ -30,12 +30,20 @@ fn compile_with(model: &Model, options: Options) -> (Graph, Option<Certificate>)
     (graph, cx.certificate)
 }
 
+/// Every model with the methods that it allows.
+fn all() -> Vec<(Model, &'static [Method])> {
+    const METHODS: [Method; 3] = [Method::Full, Method::Lora, Method::LoraFa];
+    let examples = examples().into_iter().map(|model| (model, &METHODS[..]));
+    let joint = joint().into_iter().map(|model| (model, &METHODS[1..]));
+    examples.chain(joint).collect()
+}
+
 #[test]
 fn plans_of_examples_check_and_add_up() {
-    for model in examples() {
-        for (method, name) in Method::ALL {
-            let (graph, _) = compile(&model, method);
-            checked(&graph, &format!("{} {name}", model.name));
+    for (model, methods) in all() {
+        for method in methods {
+            let (graph, _) = compile(&model, *method);
+            checked(&graph, &format!("{} {}", model.name, method.name()));
         }
     }
 }
@@ -110,7 +118,7 @@ fn keeping(model: &Model, method: Method) -> (Graph, Option<Certificate>) {
 /// masks of relus that are released.
 #[test]
 fn saved_bytes_drop_by_the_tensors_that_the_certificate_names() {
-    for model in examples() {
+    for (model, _) in all() {
         let (lora, _) = keeping(&model, Method::Lora);
         let (lora_fa, certificate) = keeping(&model, Method::LoraFa);
         let certificate = certificate.unwrap();
@@ -258,12 +266,12 @@ fn everything_that_can_be_one_op_is() {
 /// Runs the steps byte by byte in their arenas: no value is overwritten before its last read.
 #[test]
 fn examples_run_in_their_arenas() {
-    for model in examples() {
-        for (method, name) in Method::ALL {
-            let (graph, _) = compile(&model, method);
+    for (model, methods) in all() {
+        for method in methods {
+            let (graph, _) = compile(&model, *method);
             let plan = plan(&graph).unwrap();
             let params = params(&graph);
-            let what = format!("{} {name}", model.name);
+            let what = format!("{} {}", model.name, method.name());
             let expected = arena::run(&graph, &params).unwrap_or_else(|e| panic!("{what}: {e}"));
             let met = arena::simulate(&graph, &plan, &expected);
             met.unwrap_or_else(|e| panic!("{what}: {e}"));

@@ -55,12 +55,11 @@ impl Pass for FindLora {
 
 /// The adapted module: that of the sum, or what A is named after.
 fn module(graph: &Graph, hit: &Match) -> Arc<str> {
-    let module = &graph.op(hit.add).site.module;
-    if !module.is_empty() {
-        return module.clone();
-    }
+    let module = &*graph.op(hit.add).site.module;
     let name = graph.param(hit.a.param).map_or("", |p| &*p.name);
-    name.split(".lora_").next().unwrap_or(name).into()
+    let path = if module.is_empty() { name } else { module };
+    // The sum may be part of the product with B.
+    path.split(".lora_").next().unwrap_or(path).into()
 }
 
 fn refuse_dora(graph: &Graph) -> Result<(), PassError> {

@@ -49,7 +49,10 @@ pub const TRAIN: Stage = &[
 ];
 
 /// What a training graph takes in place of [`TRAIN`]: it has its loss and its gradients.
-pub const GIVEN: Stage = &[&eliminate_dead_code::EliminateDeadCode];
+pub const GIVEN: Stage = &[
+    &eliminate_dead_code::EliminateDeadCode,
+    &mask_relu::MaskRelu,
+];
 
 /// Passes that turn LoRA's gradients into LoRA-FA's.
 pub const FREEZE: Stage = &[

@@ -18,10 +18,23 @@ pub struct Model {
 
 /// Every model of `examples/` and of the folder that `LORAFA_EXTRA_MODELS` names, by name.
 pub fn examples() -> Vec<Model> {
-    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
     let extra = std::env::var_os("LORAFA_EXTRA_MODELS").map(PathBuf::from);
+    within(std::iter::once(folder()).chain(extra))
+}
+
+/// The models of `examples/` that have LoRA's gradients in them.
+#[allow(dead_code)]
+pub fn joint() -> Vec<Model> {
+    within(std::iter::once(folder().join("joint")))
+}
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("examples")
+}
+
+fn within(folders: impl Iterator<Item = PathBuf>) -> Vec<Model> {
     let mut paths: Vec<PathBuf> = Vec::new();
-    for folder in std::iter::once(examples).chain(extra) {
+    for folder in folders {
         let entries = std::fs::read_dir(folder).unwrap();
         paths.extend(
             entries
