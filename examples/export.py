@@ -122,6 +122,7 @@ CASES = [
     Case("t5", opt=False, loss=True),
     Case("t5", lora=False, attention="eager"),      # with sdpa the exporter fails on dynamic dimensions
     Case("llama", joint=True, attention="eager", loss=True, dyn=False),
+    Case("llama", joint=True, attention="eager", loss=True, dyn=False, zero_b=True),
     Case("gpt2", joint=True, attention="eager", opt=False, loss=True, dyn=False),
 ]
 

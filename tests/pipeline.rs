@@ -6,9 +6,10 @@ mod common;
 
 use common::{Model, examples, joint, options};
 use lorafa_ir::interp::Array;
-use lorafa_ir::ops::{ActivationKind, Param, ReduceKind, Role, UnaryKind};
+use lorafa_ir::ops::{ActivationKind, Data, Param, ReduceKind, Role, UnaryKind};
 use lorafa_ir::text::OpDisplay;
-use lorafa_ir::{DType, Graph, Op, Region, ValueId};
+use lorafa_ir::{DType, Graph, Op, OutputKind, Region, ValueId};
+use lorafa_onnx::dtype::decode;
 use lorafa_passes::attach_optimizer::{OptimizerKind, OptimizerOptions};
 use lorafa_passes::freeze_lora_a::Certificate;
 use lorafa_passes::pass::{Method, Options};
@@ -147,6 +148,82 @@ fn saved_bytes_drop_by_the_tensors_that_the_certificate_names() {
             );
         }
     }
+}
+
+/// Backward passes that others wrote give the gradients that differentiating the forward pass gives, whatever the parameters
+/// are by then: also where exporters merged what was equal in the beginning.
+#[test]
+fn given_gradients_are_those_of_our_own() {
+    let examples = examples();
+    for model in joint() {
+        let family = model.name.split('-').next().unwrap();
+        let is_forward = |m: &&Model| {
+            m.name.starts_with(&format!("{family}-"))
+                && m.name.contains("-lora-r4-dynamo-")
+                && m.name.ends_with("-fp32-eval-loss-dyn")
+        };
+        let forward = examples.iter().find(is_forward);
+        for method in [Method::Lora, Method::LoraFa] {
+            let [given, own] = [&model, forward.unwrap()].map(|model| gradients(model, method));
+            assert_eq!(
+                given.keys().collect::<Vec<_>>(),
+                own.keys().collect::<Vec<_>>()
+            );
+            assert!(given.len() > 8);
+            for (name, expected) in own {
+                let norm = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>().sqrt();
+                let apart = expected.iter().zip(&given[&name]).map(|(a, b)| a - b);
+                let error = norm(&apart.collect::<Vec<_>>()) / norm(&expected);
+                assert!(
+                    error < 1e-4,
+                    "{} {}: {name}: {error:.1e}",
+                    model.name,
+                    method.name()
+                );
+            }
+        }
+    }
+}
+
+/// Loss and gradients for parameters that follow from their names.
+fn gradients(model: &Model, method: Method) -> BTreeMap<String, Vec<f64>> {
+    let optimizer = OptimizerOptions {
+        keep_gradients: true,
+        ..OptimizerOptions::default()
+    };
+    let options = Options {
+        optimizer,
+        ..options(model, method)
+    };
+    let (graph, _) = compile_with(model, options);
+    let canonical = |name: &str| {
+        let name = name.trim_start_matches("grad::");
+        let name = name.strip_prefix("m.").unwrap_or(name);
+        name.replace("model.lm_head", "model.transformer.wte")
+    };
+    let values = graph.params().map(|(value, param)| {
+        let array = match &param.stored.data {
+            Data::Inline(bytes) if param.role == Role::Constant => {
+                Array::new(&param.ty, decode(param.stored.dtype, bytes))
+            }
+            _ => {
+                // Norms that are alike may be one weight: none of them trains.
+                let name = match param.ty.rank() {
+                    1 => String::new(),
+                    _ => canonical(&param.name),
+                };
+                let mix = |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+                let mut numbers = numbers(name.bytes().fold(1, mix));
+                Array::from_fn(&param.ty, |_| numbers(param))
+            }
+        };
+        (value, array.unwrap())
+    });
+    let values = arena::run(&graph, &values.collect()).unwrap();
+    let outputs = graph.outputs().iter();
+    let outputs = outputs.filter(|o| matches!(o.kind, OutputKind::Gradient(_) | OutputKind::Loss));
+    let named = outputs.map(|o| (canonical(&o.name), values[&o.value].data.clone()));
+    named.collect()
 }
 
 /// Steps that compute activations again take less memory, keep nothing that they would not keep otherwise, and give the
@@ -353,15 +430,14 @@ fn all_that_optimizers_do_runs_in_its_arena() {
 }
 
 /// Numbers of a size that keeps a tiny model finite.
-fn params(graph: &Graph) -> arena::Values {
-    let mut state = 1u64;
+fn numbers(mut state: u64) -> impl FnMut(&Param) -> f64 {
     let mut uniform = move || {
         state = state
             .wrapping_mul(6364136223846793005)
             .wrapping_add(1442695040888963407);
         (state >> 40) as f64 / (1u64 << 24) as f64
     };
-    let mut number = move |param: &Param| {
+    move |param: &Param| {
         let u = uniform();
         match param.role {
             _ if param.name.contains("mask") || param.name.contains("step") => 1.0,
@@ -370,7 +446,11 @@ fn params(graph: &Graph) -> arena::Values {
             Role::OptState => 0.01 * u,
             _ => 0.4 * u - 0.2,
         }
-    };
+    }
+}
+
+fn params(graph: &Graph) -> arena::Values {
+    let mut number = numbers(1);
     let arrays = graph.params().map(|(value, param)| {
         let array = Array::from_fn(&param.ty, |_| number(param)).unwrap();
         (value, array)

@@ -22,8 +22,8 @@ mod pattern;
 pub(crate) use pattern::weight;
 
 use crate::pass::{Changed, Pass, PassCx, PassError, PassKind};
-use lorafa_ir::ops::{Binary, BinaryKind, Op, Role, Scalar};
-use lorafa_ir::{Adapter, Graph, OpId, Patch, ValueId};
+use lorafa_ir::ops::{Binary, BinaryKind, Op, Param, Role, Scalar};
+use lorafa_ir::{Adapter, Graph, OpId, Patch, Region, ValueId};
 use pattern::{Match, Weight};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -53,13 +53,18 @@ impl Pass for FindLora {
     }
 }
 
-/// The adapted module: that of the sum, or what A is named after.
+/// The adapted module: that of the sum, or within it what A is named after.
 fn module(graph: &Graph, hit: &Match) -> Arc<str> {
     let module = &*graph.op(hit.add).site.module;
     let name = graph.param(hit.a.param).map_or("", |p| &*p.name);
-    let path = if module.is_empty() { name } else { module };
-    // The sum may be part of the product with B.
-    path.split(".lora_").next().unwrap_or(path).into()
+    let owner = |path: &str| path.split(".lora_").next().unwrap_or(path).to_owned();
+    // The sum may be part of the product with B, and B's module that of another adapter whose B is equal.
+    let (module, of_a) = (owner(module), owner(name));
+    let within = of_a
+        .strip_prefix(&module)
+        .is_some_and(|rest| module.is_empty() || rest.starts_with('.'));
+    let named = name.contains(".lora_") || module.is_empty();
+    if within && named { of_a } else { module }.into()
 }
 
 fn refuse_dora(graph: &Graph) -> Result<(), PassError> {
@@ -142,9 +147,15 @@ fn refuse_unknown_form(graph: &Graph, matches: &[Match]) -> Result<(), PassError
         .flat_map(|hit| [hit.a.param, hit.b.param])
         .collect();
     let is_adapter = |name: &str| name.contains("lora_A") || name.contains("lora_B");
+    // What exporters merged has another name in each pass; `find-gradients` looks at the other one.
+    let backward = |value: ValueId| {
+        let uses = graph.uses(value);
+        let mut regions = uses.iter().map(|u| graph.op(u.op).site.region);
+        !uses.is_empty() && regions.all(|region| region != Region::Forward)
+    };
     let unknown: Vec<&str> = graph
         .params()
-        .filter(|(value, p)| is_adapter(&p.name) && !used.contains(value))
+        .filter(|(value, p)| is_adapter(&p.name) && !used.contains(value) && !backward(*value))
         .map(|(_, p)| &*p.name)
         .collect();
     let Some(first) = unknown.first() else {
@@ -177,7 +188,8 @@ fn refuse_other_rank(graph: &Graph, matches: &[Match], cx: &PassCx) -> Result<()
 
 fn record(graph: &mut Graph, matches: Vec<Match>, cx: &mut PassCx) -> Result<Changed, PassError> {
     let mut owners: BTreeMap<ValueId, Arc<str>> = BTreeMap::new();
-    let mut names: BTreeSet<Arc<str>> = graph.params().map(|(_, p)| p.name.clone()).collect();
+    let named = |(value, p): (ValueId, &Param)| (p.name.clone(), value);
+    let mut names: Names = graph.params().map(named).collect();
     let mut patch = graph.patch("find-lora");
     for hit in matches {
         let (xa, b) = (hit.xa, hit.b.param);
@@ -209,14 +221,18 @@ fn record(graph: &mut Graph, matches: Vec<Match>, cx: &mut PassCx) -> Result<Cha
     Ok(Changed::from_count(changes))
 }
 
-/// The adapter's own parameter: exporters store equal tensors once, but they train apart.
+/// Parameters by name.
+type Names = BTreeMap<Arc<str>, ValueId>;
+
+/// The adapter's own parameter: exporters store equal tensors once, but they train apart. It is the one of its name that
+/// the backward pass reads, or a copy.
 fn owned(
     patch: &mut Patch<'_>,
     weight: &Weight,
     name: &Arc<str>,
     module: &Arc<str>,
     owners: &mut BTreeMap<ValueId, Arc<str>>,
-    names: &mut BTreeSet<Arc<str>>,
+    names: &mut Names,
     cx: &mut PassCx,
 ) -> Result<ValueId, PassError> {
     let owner = owners.entry(weight.param).or_insert_with(|| module.clone());
@@ -227,29 +243,43 @@ fn owned(
     let Some(param) = patch.graph().param(weight.param).cloned() else {
         return Ok(weight.param);
     };
-    if !weight.direct || !names.insert(name.clone()) {
+    let graph = patch.graph();
+    let taken = names.get(name).copied();
+    let equal = |value: &ValueId| {
+        let there = graph.param(*value);
+        there.is_some_and(|there| there.same_elements(&param) == Some(true))
+    };
+    let own = taken.filter(|value| equal(value) && !owners.contains_key(value));
+    if !weight.direct || own.is_none() && taken.is_some() {
         cx.note(format_args!(
             "{module} and {owner} share {} and train it together",
             param.name
         ));
         return Ok(weight.param);
     }
-    let mut copy = param;
-    copy.name = name.clone();
-    let op = patch.graph().value(weight.param).op;
-    let copy = patch.at(op).add1(Op::Param(Box::new(copy)), &[])?;
-    patch.set_operand(weight.reader, weight.slot, copy);
-    owners.insert(copy, module.clone());
-    Ok(copy)
+    let own = match own {
+        Some(own) => own,
+        None => {
+            let mut copy = param;
+            copy.name = name.clone();
+            let op = graph.value(weight.param).op;
+            patch.at(op).add1(Op::Param(Box::new(copy)), &[])?
+        }
+    };
+    names.insert(name.clone(), own);
+    patch.set_operand(weight.reader, weight.slot, own);
+    owners.insert(own, module.clone());
+    Ok(own)
 }
 
 /// Gives a parameter PyTorch's name unless it has one or the name is taken.
-fn rename(patch: &mut Patch<'_>, param: ValueId, name: Arc<str>, names: &mut BTreeSet<Arc<str>>) {
+fn rename(patch: &mut Patch<'_>, param: ValueId, name: Arc<str>, names: &mut Names) {
     let named = patch
         .graph()
         .param(param)
         .is_some_and(|p| p.name.contains("lora_"));
-    if !named && names.insert(name.clone()) {
+    if !named && !names.contains_key(&name) {
+        names.insert(name.clone(), param);
         patch.name(param, Some(name.clone()));
         patch.update_param(param, |p| p.name = name);
     }

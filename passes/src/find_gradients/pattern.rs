@@ -8,8 +8,8 @@
 use crate::find_lora::weight;
 use crate::matching::{MAX_STEPS, either, number, plain_product};
 use crate::pass::PassError;
-use lorafa_ir::ops::{BinaryKind, Data, Op, Param};
-use lorafa_ir::{Adapter, Graph, OpId, ValueId};
+use lorafa_ir::ops::{BinaryKind, Op};
+use lorafa_ir::{Adapter, Graph, OpData, OpId, ValueId};
 use std::collections::BTreeMap;
 
 /// A gradient of a matrix of an adapter.
@@ -19,8 +19,9 @@ pub(super) struct Gradient {
     pub(super) param: ValueId,
     /// The adapter, by its place among the graph's.
     adapter: usize,
-    /// For the gradient of A: the product with B.
-    inner: Option<OpId>,
+    /// What it is made of beside `x` or `x·A`: of B's gradient what the layer's result has, of A's the product of that
+    /// with B.
+    other: ValueId,
     /// Whether it is made of the adapter's own B, not of one that is equal.
     pub(super) exact: bool,
 }
@@ -58,18 +59,18 @@ impl Pattern {
                 found.push(Gradient {
                     param: graph.adapters()[*adapter].b,
                     adapter: *adapter,
-                    inner: None,
+                    other,
                     exact: true,
                 });
             }
             for adapter in self.by_x.get(&factor).into_iter().flatten() {
-                let inner = graph.def(other).id;
+                let product = graph.def(other).id;
                 let Adapter { a, b, .. } = graph.adapters()[*adapter];
-                if let Some((_, _, there)) = factor_that_is(graph, inner, b) {
+                if let Some((_, _, there)) = factor_that_is(graph, product, b) {
                     found.push(Gradient {
                         param: a,
                         adapter: *adapter,
-                        inner: Some(inner),
+                        other,
                         exact: there == b,
                     });
                 }
@@ -83,20 +84,23 @@ impl Pattern {
 /// A value without the casts, reshapes, transposes and scalings behind it.
 fn bare(graph: &Graph, mut value: ValueId) -> ValueId {
     for _ in 0..MAX_STEPS {
-        let def = graph.def(value);
-        let scaled = || {
-            let mut pairs = either(graph, value, BinaryKind::Mul);
-            pairs.find_map(|(x, by)| number(graph, by).map(|_| x))
-        };
-        value = match &def.kind {
-            Op::Cast(_) | Op::Reshape(_) | Op::Transpose(_) => def.operands[0],
-            _ => match scaled() {
-                Some(x) => x,
-                None => break,
-            },
-        };
+        match behind(graph, graph.def(value)) {
+            Some(x) => value = x,
+            None => break,
+        }
     }
     value
+}
+
+/// What an op casts, reshapes, transposes or scales.
+fn behind(graph: &Graph, op: &OpData) -> Option<ValueId> {
+    match &op.kind {
+        Op::Cast(_) | Op::Reshape(_) | Op::Transpose(_) => Some(op.operands[0]),
+        _ => {
+            let mut factors = either(graph, op.results[0], BinaryKind::Mul);
+            factors.find_map(|(x, by)| number(graph, by).map(|_| x))
+        }
+    }
 }
 
 /// The op and its slot that reads a matrix, or another one with the same elements, as a factor of a product.
@@ -111,39 +115,59 @@ fn factor_that_is(graph: &Graph, product: OpId, matrix: ValueId) -> Option<(OpId
 
 /// Whether two matrices are one, or were when the graph was written.
 fn are_equal(graph: &Graph, a: ValueId, b: ValueId) -> bool {
-    let stored = |value: ValueId| graph.param(value).map(|p: &Param| (&p.ty, &p.stored));
-    let known = |value: ValueId| {
-        let data = graph.param(value).map(|p| &p.stored.data);
-        matches!(
-            data,
-            Some(Data::Inline(_) | Data::External(_) | Data::Digest(_))
-        )
-    };
-    a == b || known(a) && stored(a) == stored(b)
+    let params = graph.param(a).zip(graph.param(b));
+    a == b || params.is_some_and(|(a, b)| a.same_elements(b) == Some(true))
 }
 
 /// Makes the backward pass read the matrices that train, where exporters merged what is equal.
 pub(super) fn read_what_trains(graph: &mut Graph, found: &[Gradient]) -> Result<(), PassError> {
+    let mut claims = BTreeMap::new();
     for gradient in found {
-        let Some(inner) = gradient.inner else {
-            continue;
-        };
         let Adapter { a, b, .. } = graph.adapters()[gradient.adapter];
-        read_itself(graph, inner, b);
-        for reader in products_that_read(graph, graph.op(inner).results[0]) {
-            read_itself(graph, reader, a);
+        let products = match gradient.param == b {
+            true => products_that_read(graph, gradient.other),
+            false => vec![graph.def(gradient.other).id],
+        };
+        for product in read_itself(graph, &mut claims, products, b)? {
+            let readers = products_that_read(graph, graph.op(product).results[0]);
+            read_itself(graph, &mut claims, readers, a)?;
         }
     }
     Ok(())
 }
 
-fn read_itself(graph: &mut Graph, product: OpId, matrix: ValueId) {
-    if let Some((op, slot, there)) = factor_that_is(graph, product, matrix)
-        && there != matrix
-    {
-        let mut patch = graph.patch("find-gradients");
-        patch.set_operand(op, slot, matrix);
+/// Makes products with a matrix of products with an equal one, unless some are with the matrix; all that are in the end.
+fn read_itself(
+    graph: &mut Graph,
+    claims: &mut BTreeMap<OpId, ValueId>,
+    products: Vec<OpId>,
+    matrix: ValueId,
+) -> Result<Vec<OpId>, PassError> {
+    let factors = products.into_iter().filter_map(|product| {
+        let (op, slot, there) = factor_that_is(graph, product, matrix)?;
+        Some((product, op, slot, there))
+    });
+    let mut factors: Vec<_> = factors.collect();
+    if factors.iter().any(|(.., there)| *there == matrix) {
+        factors.retain(|(.., there)| *there == matrix);
     }
+    for (product, op, slot, there) in &factors {
+        let first = *claims.entry(*product).or_insert(matrix);
+        if first != matrix {
+            let name = |value: ValueId| graph.param(value).map_or("", |p| &*p.name);
+            return Err(PassError::Refused(format!(
+                "the backward pass has one product with {} and {}, which were equal when the model was written: export \
+                 with `optimize=False`, which keeps them apart",
+                name(first),
+                name(matrix)
+            )));
+        }
+        if *there != matrix {
+            let mut patch = graph.patch("find-gradients");
+            patch.set_operand(*op, *slot, matrix);
+        }
+    }
+    Ok(factors.into_iter().map(|(product, ..)| product).collect())
 }
 
 /// The products that read a value, through reshapes and the like.
@@ -153,12 +177,10 @@ fn products_that_read(graph: &Graph, value: ValueId) -> Vec<OpId> {
     while let Some((value, steps)) = work.pop() {
         for read in graph.uses(value) {
             let op = graph.op(read.op);
-            match &op.kind {
-                Op::MatMul(_) => found.push(op.id),
-                Op::Cast(_) | Op::Reshape(_) | Op::Transpose(_) if steps < MAX_STEPS => {
-                    work.push((op.results[0], steps + 1));
-                }
-                _ => {}
+            if let Op::MatMul(_) = op.kind {
+                found.push(op.id);
+            } else if steps < MAX_STEPS && behind(graph, op) == Some(value) {
+                work.push((op.results[0], steps + 1));
             }
         }
     }

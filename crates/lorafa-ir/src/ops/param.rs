@@ -173,6 +173,37 @@ impl Param {
     pub fn is_weight(&self) -> bool {
         matches!(self.role, Role::Frozen | Role::Trained)
     }
+
+    /// Whether two parameters of one type start with the same elements, as far as that can be told without reading files.
+    pub fn same_elements(&self, other: &Param) -> Option<bool> {
+        let (a, b) = (&self.stored, &other.stored);
+        if self.ty != other.ty || a.dtype != b.dtype {
+            return Some(false);
+        }
+        match (&a.data, &b.data) {
+            (Data::Inline(x), Data::Inline(y)) => Some(match (a.transposed, b.transposed) {
+                (false, true) => is_transpose(x, y, self)?,
+                (true, false) => is_transpose(y, x, self)?,
+                _ => x == y,
+            }),
+            (Data::External(_), _) | (Data::Digest(_), _) => (a == b).then_some(true),
+            _ => None,
+        }
+    }
+}
+
+/// Whether the bytes of a matrix's rows hold the same as those of the columns of one of its type.
+fn is_transpose(rows: &[u8], columns: &[u8], of: &Param) -> Option<bool> {
+    let [height, width] = of.ty.known_shape()?.first_chunk().copied()?;
+    let (height, width) = (usize::try_from(height).ok()?, usize::try_from(width).ok()?);
+    let size = of.stored.dtype.size() as usize;
+    let bytes = height.checked_mul(width)?.checked_mul(size)?;
+    if rows.len() != bytes || columns.len() != bytes {
+        return Some(false);
+    }
+    let places = |row: usize| (0..width).map(move |c| (row * width + c, c * height + row));
+    let mut places = (0..height).flat_map(places);
+    Some(places.all(|(i, j)| rows[i * size..][..size] == columns[j * size..][..size]))
 }
 
 impl Operator for Box<Param> {

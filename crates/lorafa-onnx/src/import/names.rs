@@ -16,7 +16,7 @@
 mod folded;
 
 use super::signature::Signature;
-use lorafa_ir::ops::{Data, Gather, MatMul, Op, Param, Role, is_path};
+use lorafa_ir::ops::{Gather, MatMul, Op, Param, Role, is_path};
 use lorafa_ir::{Graph, OpId, Region, Site, TensorType, ValueId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -163,30 +163,9 @@ fn beginning() -> Site {
 /// Whether `folded` holds the transpose of what `param` holds. Weights in other files are not
 /// read: there, the module they share a name with is believed.
 fn same_elements(param: &Param, folded: &Param) -> bool {
-    let (Data::Inline(a), Data::Inline(b)) = (&param.stored.data, &folded.stored.data) else {
-        return true;
-    };
-    is_transpose(a, b, param)
-}
-
-/// Whether `b` holds the columns of the matrix of a parameter's shape that `a` holds the rows of.
-fn is_transpose(a: &[u8], b: &[u8], of: &Param) -> bool {
-    let shape = of.ty.known_shape();
-    let Some([rows, cols]) = shape.as_deref().and_then(|s| s.first_chunk()).copied() else {
-        return false;
-    };
-    let (rows, cols, size) = (
-        rows as usize,
-        cols as usize,
-        of.stored.dtype.size() as usize,
-    );
-    let bytes = rows.checked_mul(cols).and_then(|n| n.checked_mul(size));
-    let row = |r: usize| (0..cols).map(move |c| (r * cols + c, c * rows + r));
-    bytes == Some(a.len())
-        && a.len() == b.len()
-        && (0..rows)
-            .flat_map(row)
-            .all(|(i, j)| a[i * size..][..size] == b[j * size..][..size])
+    param
+        .same_elements(&folded::swapped(folded))
+        .unwrap_or(true)
 }
 
 fn remove_unused(graph: &mut Graph, value: ValueId) {

@@ -11,9 +11,9 @@
 //! op to which module that belongs; where a module is known, `unfold` goes by that, because the optimizer names one parameter
 //! only of several whose matrices it merged.
 
-use super::{add, beginning, by_name, is_transpose, module, params, remove_unused};
+use super::{add, beginning, by_name, module, params, remove_unused};
 use crate::import::signature::Signature;
-use lorafa_ir::ops::{Data, Param, Role, Transpose};
+use lorafa_ir::ops::{Param, Role, Transpose};
 use lorafa_ir::outputs::{gradient_of, is_named};
 use lorafa_ir::{Graph, Shape, ValueId};
 use std::collections::BTreeMap;
@@ -71,7 +71,7 @@ pub(super) fn restore(graph: &mut Graph, signature: &Signature) {
 }
 
 /// The transpose of a matrix, in the same bytes.
-fn swapped(matrix: &Param) -> Param {
+pub(super) fn swapped(matrix: &Param) -> Param {
     let mut param = matrix.clone();
     let [rows, columns] = [0, 1].map(|axis| matrix.ty.shape[axis].clone());
     param.ty = matrix.ty.with_shape([columns, rows]);
@@ -79,15 +79,18 @@ fn swapped(matrix: &Param) -> Param {
     param
 }
 
-/// Makes what reads a matrix read a parameter, if one is the other or its transpose.
+/// Makes what reads a matrix read a parameter, if one is the other or its transpose. Weights in other files are not read:
+/// there, the shape tells, if it can.
 fn read_instead(graph: &mut Graph, value: ValueId, param: ValueId, matrix: &Param) {
     let Some(of) = graph.param(param).cloned() else {
         return;
     };
+    let decides = of.ty.shape[0] != of.ty.shape[1];
+    let is_equal = |matrix: &Param| of.same_elements(matrix).unwrap_or(decides);
     let mut patch = graph.patch("unfold-transpose");
-    let instead = if are_equal(&of, matrix) {
+    let instead = if is_equal(matrix) {
         Ok(param)
-    } else if are_equal(&of, &swapped(matrix)) {
+    } else if is_equal(&swapped(matrix)) {
         let perm = [1, 0].into_iter().collect();
         patch.at_site(beginning());
         patch.add1(Transpose { perm }.into(), &[param])
@@ -99,23 +102,5 @@ fn read_instead(graph: &mut Graph, value: ValueId, param: ValueId, matrix: &Para
         && patch.replace(value, instead).is_ok()
     {
         remove_unused(graph, value);
-    }
-}
-
-/// Whether two matrices have the same elements. Weights in other files are not read: there, the shape tells, if it can.
-fn are_equal(a: &Param, b: &Param) -> bool {
-    if a.ty != b.ty || a.stored.dtype != b.stored.dtype {
-        return false;
-    }
-    let (Data::Inline(x), Data::Inline(y)) = (&a.stored.data, &b.stored.data) else {
-        let same = a.stored == b.stored;
-        return same || a.ty.shape[0] != a.ty.shape[1];
-    };
-    if a.stored.transposed == b.stored.transposed {
-        return x == y;
-    }
-    match a.stored.transposed {
-        true => is_transpose(y, x, a),
-        false => is_transpose(x, y, a),
     }
 }
