@@ -49,6 +49,8 @@ pub struct Compiled {
     pub steps: Vec<Step>,
     /// The loss, in words.
     pub loss: String,
+    /// Whether the gradients are the model's own: no adapters can be added to it.
+    pub given: bool,
     /// What LoRA-FA proved about every adapter, if there is such a step.
     pub certificate: Option<Certificate>,
     /// What the user should know though nothing is wrong.
@@ -153,6 +155,7 @@ pub fn compile(model: &ModelFile, args: &TrainingArgs) -> Result<Compiled, Error
             dims,
             steps,
             loss,
+            given: false,
             certificate,
             warnings: Vec::new(),
             notes,
@@ -178,6 +181,7 @@ pub fn compile(model: &ModelFile, args: &TrainingArgs) -> Result<Compiled, Error
         dims,
         steps: vec![full, adapted.lora, adapted.lora_fa],
         loss,
+        given: false,
         certificate: adapted.certificate,
         warnings: adapted.warnings,
         notes,
@@ -228,6 +232,7 @@ fn given(
         dims,
         steps,
         loss,
+        given: true,
         certificate,
         warnings: cx.warnings,
         notes,

@@ -55,6 +55,7 @@ fn heading(text: &mut String, model: &str, compiled: &Compiled) {
     let ranks: BTreeSet<u64> = adapters.iter().map(|a| a.rank).collect();
     let ranks: Vec<String> = ranks.iter().map(u64::to_string).collect();
     match adapters.len() {
+        0 if compiled.given => line!(text, "no adapters"),
         0 => line!(text, "no adapters: --rank R compares with LoRA and LoRA-FA"),
         n => line!(
             text,

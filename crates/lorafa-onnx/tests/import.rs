@@ -13,7 +13,8 @@ fn models() -> Vec<PathBuf> {
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples");
     let extra = std::env::var_os("LORAFA_EXTRA_MODELS").map(PathBuf::from);
     let mut models = Vec::new();
-    for folder in std::iter::once(examples).chain(extra) {
+    let folders = [examples.join("joint"), examples];
+    for folder in folders.into_iter().chain(extra) {
         for entry in std::fs::read_dir(&folder).unwrap() {
             let path = entry.unwrap().path();
             if path.extension().is_some_and(|e| e == "onnx") {
