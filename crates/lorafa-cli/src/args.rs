@@ -54,7 +54,7 @@ pub enum Command {
 #[derive(Debug, Args)]
 pub struct CompileArgs {
     /// The model: the forward pass of a transformer, with or without adapters, with or without a
-    /// loss.
+    /// loss; or a training graph, whose outputs are the loss and `grad::<parameter>`.
     // Optional only where a subcommand takes its place.
     #[arg(value_name = "MODEL", required = true)]
     pub model: Option<PathBuf>,
