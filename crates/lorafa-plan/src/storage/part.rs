@@ -8,7 +8,7 @@
 //! ```
 //!
 //! The storage is then needed as long as the result. So what else lies there must be needed as long anyway, or the result
-//! is most of it and gone before the region ends.
+//! is much of it and soon gone.
 
 use lorafa_ir::layout::Layout;
 use lorafa_ir::{Graph, OpData, Region, ValueId};
@@ -17,12 +17,19 @@ use super::{Alias, StorageKind, Storages};
 use crate::in_place::is_elementwise;
 use crate::schedule::Schedule;
 
+/// What makes up at least one part in so many of its storage is much of it.
+const MUCH: u64 = 4;
+
+/// What is last read within so many positions is soon gone: the gradients of a layer's gate and up projections take some
+/// twenty.
+const SOON: u32 = 64;
+
 /// What is read when, and what was made where.
 pub(super) struct Parts {
     /// By op: its position.
     positions: Vec<u32>,
-    /// By region: the position after its last op, and after those of the regions before it.
-    ends: [u32; 3],
+    /// By position: the region of its op.
+    regions: Vec<Region>,
     /// By value: whether it is an output.
     outputs: Vec<bool>,
     /// By storage: the values in it that are no views of others.
@@ -32,20 +39,18 @@ pub(super) struct Parts {
 impl Parts {
     pub(super) fn new(graph: &Graph, schedule: &Schedule) -> Self {
         let last = schedule.ops().iter().map(|op| op.index()).max();
-        let mut ends = [0; 3];
         let mut positions = vec![0; last.map_or(0, |last| last + 1)];
         for (position, id) in schedule.iter() {
             positions[id.index()] = position;
-            let region = graph.op(id).site.region as usize;
-            ends[region..].fill(position + 1);
         }
+        let regions = schedule.ops().iter().map(|op| graph.op(*op).site.region);
         let mut outputs = vec![false; graph.value_bound()];
         for output in graph.outputs() {
             outputs[output.value.index()] = true;
         }
         Parts {
             positions,
-            ends,
+            regions: regions.collect(),
             outputs,
             made: Vec::new(),
         }
@@ -106,8 +111,10 @@ impl Parts {
                 self.last_read(graph, (*value, layout), Some(over_row))
             });
             let kept = rest.max() >= Some(last);
-            let most = elements * over.dtype.size() * 2 > storage.bytes;
-            (kept || most && last < self.end_of(op.site.region)).then(|| over.clone())
+            let much = elements * over.dtype.size() * MUCH >= storage.bytes;
+            let soon = last <= self.positions[op.id.index()] + SOON
+                && self.regions.get(last as usize) == Some(&op.site.region);
+            (kept || much && soon).then(|| over.clone())
         })
     }
 
@@ -132,11 +139,6 @@ impl Parts {
             }
         });
         reads.max().unwrap_or(0)
-    }
-
-    /// The position after the last op of a region or one before it.
-    fn end_of(&self, region: Region) -> u32 {
-        self.ends[region as usize]
     }
 
     /// Whether what lies in a place is read, through a value or its views, after an op has run.
