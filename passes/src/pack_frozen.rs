@@ -79,7 +79,11 @@ impl Pass for PackFrozen {
         let mut chosen = vec![Choice::default(); groups.len()];
         let mut packed = None;
         for alike in alike(&groups) {
-            for wish in wishes(&groups[alike[0]]) {
+            let wishes = wishes(&groups[alike[0]]);
+            if wishes.is_empty() {
+                note(cx, graph, &groups[alike[0]], alike.len(), APART);
+            }
+            for wish in wishes {
                 let (mut trial, before) = (chosen.clone(), chosen[alike[0]]);
                 if before.backward == Backward::All && wish.backward == Backward::Adapters {
                     continue;
@@ -102,7 +106,22 @@ impl Pass for PackFrozen {
                     )),
                     Err(why) => Err(format!("cannot be planned: {why}")),
                 };
-                note(cx, graph, &groups[alike[0]], alike.len(), (wish, &kept));
+                let Group {
+                    forward,
+                    adapters,
+                    members,
+                    ..
+                } = &groups[alike[0]];
+                let (count, of) = match wish.backward {
+                    Backward::Apart => (forward.len(), "in the forward pass"),
+                    Backward::Adapters => (adapters.len(), "of the adapters' gradients"),
+                    Backward::All => (members.len(), "of their gradients"),
+                };
+                let what = match &kept {
+                    Ok(()) => format!("{count} {of} as one"),
+                    Err(why) => format!("{count} {of} as one {why}"),
+                };
+                note(cx, graph, &groups[alike[0]], alike.len(), &what);
                 if kept.is_ok() {
                     (chosen, packed) = (trial, Some(edited));
                 }
@@ -154,25 +173,13 @@ fn wishes(group: &Group) -> Vec<Choice> {
     wishes
 }
 
-fn note(
-    cx: &mut PassCx,
-    graph: &Graph,
-    group: &Group,
-    count: usize,
-    (wish, kept): (Choice, &Result<(), String>),
-) {
-    let module = layer_pattern(&graph.op(group.members[0].op).site.module);
-    let (of, products) = match wish.backward {
-        Backward::Apart => ("forward", group.forward.len()),
-        Backward::Adapters => ("backward", group.adapters.len()),
-        Backward::All => ("backward", group.members.len()),
-    };
-    let what = format!(
-        "{products} {of} products{} as one, {count} times",
-        in_module(&module)
-    );
-    match kept {
-        Ok(()) => cx.note(what),
-        Err(why) => cx.note(format_args!("{what}: {why}")),
-    }
+/// Why there is nothing to try.
+const APART: &str = "some results are kept and others go, and those kept are too much to be copied";
+
+fn note(cx: &mut PassCx, graph: &Graph, group: &Group, count: usize, what: &str) {
+    let module = &graph.op(group.members[0].op).site.module;
+    let (of, place) = (group.members.len(), in_module(&layer_pattern(module)));
+    cx.note(format_args!(
+        "{of} products of one input{place}, {count} times: {what}"
+    ));
 }
