@@ -131,6 +131,7 @@ fn asked(source: &str) -> Asked {
                 options.optimizer.projection = lorafa_ir::DType::parse(value).unwrap();
             }
             "accumulate" => options.optimizer.accumulate = true,
+            "pack-frozen" => options.pack_frozen = true,
             "keep-gradients" => options.optimizer.keep_gradients = true,
             "before" => asked.before = Some(value.to_owned()),
             "after" => asked.after = Some(value.to_owned()),

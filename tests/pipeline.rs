@@ -6,7 +6,7 @@ mod common;
 
 use common::{Model, examples, joint, options};
 use lorafa_ir::interp::Array;
-use lorafa_ir::ops::{ActivationKind, Data, Param, ReduceKind, Role, UnaryKind};
+use lorafa_ir::ops::{ActivationKind, Concat, Data, Param, ReduceKind, Role, UnaryKind};
 use lorafa_ir::text::OpDisplay;
 use lorafa_ir::{DType, Graph, Op, OutputKind, Region, ValueId};
 use lorafa_onnx::dtype::decode;
@@ -354,6 +354,47 @@ fn examples_run_in_their_arenas() {
             met.unwrap_or_else(|e| panic!("{what}: {e}"));
         }
     }
+}
+
+/// Products of frozen matrices that are packed raise no peak, keep nothing more, and run in their arenas.
+#[test]
+fn packed_products_keep_the_peak() {
+    let mut joined = BTreeMap::new();
+    for model in examples() {
+        for (method, name) in Method::ALL {
+            let what = format!("{} {name}", model.name);
+            let apart = options(&model, method);
+            let packed = Options {
+                pack_frozen: true,
+                ..apart.clone()
+            };
+            let (apart, _) = compile_with(&model, apart);
+            let (packed, _) = compile_with(&model, packed);
+            let bytes = |graph: &Graph| peak(graph).unwrap().bytes;
+            assert!(bytes(&packed) <= bytes(&apart), "{what}");
+            let kept = |graph: &Graph| -> u64 {
+                let saved = plan(graph).unwrap().all_saved(graph);
+                saved.iter().map(|saved| saved.bytes).sum()
+            };
+            let (before, after) = (kept(&apart), kept(&packed));
+            assert!(after <= before, "{what}: {before}, {after}");
+            for op in packed.ops() {
+                if let Op::Concat(Concat { joined: true, .. }) = op.kind {
+                    let made = packed.def(op.operands[0]).operands.len();
+                    *joined.entry((method, made > 0)).or_insert(0) += 1;
+                }
+            }
+            checked(&packed, &what);
+            let plan = plan(&packed).unwrap();
+            let params = params(&packed);
+            let expected = arena::run(&packed, &params).unwrap_or_else(|e| panic!("{what}: {e}"));
+            let met = arena::simulate(&packed, &plan, &expected);
+            met.unwrap_or_else(|e| panic!("{what}: {e}"));
+        }
+    }
+    let count = |method, made| joined.get(&(method, made)).copied().unwrap_or(0);
+    assert!(count(Method::LoraFa, false) > 50, "{joined:?}");
+    assert!(count(Method::LoraFa, true) > 50, "{joined:?}");
 }
 
 /// Nothing stands between an update and the last of what it waits for but updates and the rest of one op's gradients, and no

@@ -100,7 +100,8 @@ fn find(graph: &Graph, id: OpId) -> Option<Found> {
 fn unrotated(graph: &Graph, value: ValueId, width: i64) -> Option<ValueId> {
     let op = graph.def(value);
     let last = graph.ty(value).rank().checked_sub(1)?;
-    let (Op::Concat(Concat { axis }), [minus, first]) = (&op.kind, op.operands.as_slice()) else {
+    let (Op::Concat(Concat { axis, .. }), [minus, first]) = (&op.kind, op.operands.as_slice())
+    else {
         return None;
     };
     let (x, half) = (half_of(graph, *first, last, 0)?, width / 2);
@@ -162,7 +163,7 @@ fn repeats(graph: &Graph, value: ValueId, width: i64, depth: usize) -> bool {
     }
     let operand = |slot: usize| repeats(graph, op.operands[slot], width, depth - 1);
     match &op.kind {
-        Op::Concat(Concat { axis }) if *axis == last => {
+        Op::Concat(Concat { axis, .. }) if *axis == last => {
             matches!(op.operands.as_slice(), [a, b] if a == b)
         }
         Op::Param(param) => stored_twice(param, width),

@@ -27,6 +27,7 @@ pub mod inject_lora;
 pub mod manager;
 pub mod mask_relu;
 mod matching;
+pub mod pack_frozen;
 pub mod pass;
 pub mod redraw_masks;
 pub mod registry;

@@ -89,6 +89,8 @@ pub struct Options {
     pub replace_adapters: bool,
     /// The optimizer and what happens to gradients before it.
     pub optimizer: OptimizerOptions,
+    /// Whether `pack-frozen` does anything.
+    pub pack_frozen: bool,
     /// Names of passes to leave out, of kind [`PassKind::Equivalence`].
     pub disabled: BTreeSet<&'static str>,
 }
@@ -104,6 +106,7 @@ impl Default for Options {
             inject: InjectOptions::default(),
             replace_adapters: false,
             optimizer: OptimizerOptions::default(),
+            pack_frozen: false,
             disabled: BTreeSet::new(),
         }
     }

@@ -5,7 +5,7 @@ use crate::{
     attach_loss, attach_optimizer, bind_dims, canonicalize, convert_precision, differentiate,
     eliminate_common_subexpressions, eliminate_dead_code, find_gradients, find_lora, find_training,
     fold_constants, freeze_lora_a, fuse_activations, fuse_attention, fuse_loss, fuse_norms,
-    fuse_products, fuse_rotary, inject_lora, mask_relu, redraw_masks, rematerialize,
+    fuse_products, fuse_rotary, inject_lora, mask_relu, pack_frozen, redraw_masks, rematerialize,
 };
 use lorafa_ir::Graph;
 
@@ -61,13 +61,15 @@ pub const FREEZE: Stage = &[
     &mask_relu::MaskRelu,
 ];
 
-/// Passes that turn products into what BLAS computes at once, and what is kept into what is drawn or computed again.
+/// Passes that turn products into what BLAS computes at once, and what is kept into what is drawn or computed again. The
+/// last two weigh the step that comes of the graph.
 ///
 /// Nothing merges equal expressions afterwards: what is computed again would be kept.
 pub const REFINE: Stage = &[
     &redraw_masks::RedrawMasks,
     &fuse_products::FuseProducts,
     &rematerialize::Rematerialize,
+    &pack_frozen::PackFrozen,
 ];
 
 /// Passes that turn gradients into a training step.

@@ -90,7 +90,7 @@ impl Pass for Rematerialize {
 }
 
 /// The whole step of a graph that has gradients, and its peak; or why there is none.
-fn step(gradients: &Graph, options: &Options) -> Result<(Graph, Peak), String> {
+pub(crate) fn step(gradients: &Graph, options: &Options) -> Result<(Graph, Peak), String> {
     let mut step = gradients.clone();
     let attached = AttachOptimizer.run(&mut step, &mut PassCx::new(options.clone()));
     attached.map_err(|error| error.to_string())?;

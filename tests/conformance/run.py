@@ -7,8 +7,10 @@ Every .onnx of DIR (default: examples/) goes through the methods full, lora and 
 onnx.checker, come out byte for byte the same a second time, and give the loss and exactly the gradients of the method
 as in <family>-*.expected.safetensors (in DIR, or in --expected DIR). Plain models get adapters injected for lora and
 lora-fa; A is then replaced by the reference's, so that our random numbers do not matter. Where PyTorch has no answer for
-the adapters, it follows from the one for the plain model: B is zero, so dB = scale·dW·Aᵀ. joint/*.onnx have LoRA's gradients from autograd, and go through lora and lora-fa. One model a family also runs
-with --with-optimizer, with PEFT's LoRA-FA optimizer and clipping, and with --dtype f16, held against PyTorch's answers in fp32. File names say what a model is; models that cannot be compared are listed with the reason.
+the adapters, it follows from the one for the plain model: B is zero, so dB = scale·dW·Aᵀ. joint/*.onnx have LoRA's
+gradients from autograd, and go through lora and lora-fa. One model a family also runs
+with --with-optimizer, with PEFT's LoRA-FA optimizer and clipping, with --pack-frozen, and with --dtype f16, held against
+PyTorch's answers in fp32. File names say what a model is; models that cannot be compared are listed with the reason.
 """
 import argparse
 import os
@@ -30,6 +32,7 @@ METHODS = ("full", "lora", "lora-fa")
 ALPHA_PER_RANK = 2              # examples/export.py and the larger models of the same making
 DEFAULT_RANK, DEFAULT_BATCH, DEFAULT_SEQ = 4, 2, 8
 TIMEOUT_S = 300
+PACKED = ("--pack-frozen",)
 LORAFA = ("--with-optimizer", "--optimizer", "lorafa", "--weight-decay", "0.1", "--clip", "0.01")
 MAX_PROBLEMS = 12               # shown of one graph
 
@@ -155,7 +158,7 @@ def check(binary, model, answers, method, extra=()):
         if "--dtype" in extra:
             outputs = checks.run(graph, checks.inputs(expected))
             checks.compare_half(report, outputs, expected, method, model.rename)
-        elif extra:
+        elif extra and extra != PACKED:
             decay, clip = (float(extra[extra.index(f) + 1]) if f in extra else 0.0 for f in ("--weight-decay", "--clip"))
             scale = ALPHA_PER_RANK if "lorafa" in extra else None
             source = checks.initializers(model.path, model.rename)
@@ -181,6 +184,7 @@ def plan(models, answers):
             yield model, "lora-fa", ("--with-optimizer",), ""
             yield model, "lora", ("--with-optimizer", "--weight-decay", "0.1"), ""
             yield model, "lora-fa", LORAFA, ""
+            yield model, "lora-fa", PACKED, ""
             if not model.joint:                 # which keeps its own type
                 yield model, "lora", ("--dtype", "f16"), ""     # full adds rows, which onnxruntime lacks in f16
 
@@ -191,7 +195,7 @@ def line(model, method, extra, why, report):
         name += f"  loss {report.loss:.1e}"
     if report.gradient is not None:
         of_tolerance = "gradient" if "--dtype" in extra else "update"
-        what = f"{of_tolerance} {report.gradient:.1e} of tolerance" if extra else f"gradient {report.gradient:.1e}"
+        what = f"{of_tolerance} {report.gradient:.1e} of tolerance" if extra and extra != PACKED else f"gradient {report.gradient:.1e}"
         name += f"  {what} {report.worst}"
     if why and not report.problems:
         name += f"  compiled and checked only: {why}"

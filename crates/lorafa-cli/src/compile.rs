@@ -503,6 +503,7 @@ fn options(args: &TrainingArgs, dims: &Dims) -> Result<Options, Error> {
         inject,
         replace_adapters: lora.replace_adapters,
         optimizer: args.optimizer.options()?,
+        pack_frozen: args.passes.pack_frozen,
         disabled: args.passes.disabled(),
     })
 }

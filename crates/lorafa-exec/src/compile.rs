@@ -6,7 +6,7 @@ use std::sync::Arc;
 use lorafa_ir::ops::{Constant, Literal};
 use lorafa_ir::text::{OpDisplay, ValueDisplay};
 use lorafa_ir::{Graph, Op, OpData, Region, ValueId};
-use lorafa_plan::{Plan, Scratch};
+use lorafa_plan::{Plan, Scratch, StorageKind};
 
 use crate::device::OpenDevice;
 use crate::error::ExecError;
@@ -44,16 +44,18 @@ impl Program {
         for value in graph.ops().flat_map(|op| &op.results) {
             views.insert(*value, compiler.view(*value)?);
         }
-        for op in graph.ops() {
-            let set = match &op.kind {
-                Op::Param(_) => compiler.zero(&views[&op.results[0]]),
+        for (id, storage) in plan.storages().iter() {
+            let set = match &graph.def(storage.root).kind {
                 Op::Constant(constant) => {
-                    transfer::write(&views[&op.results[0]], &literal(constant), device)
+                    transfer::write(&views[&storage.root], &literal(constant), device)
+                }
+                _ if storage.kind == StorageKind::Parameter => {
+                    transfer::fill(compiler.storages[id.index()], storage.bytes, 0, device)
                 }
                 _ => Ok(()),
             };
             set.map_err(|message| ExecError::Torch {
-                line: OpDisplay(&graph, op.id).to_string(),
+                line: OpDisplay(&graph, graph.def(storage.root).id).to_string(),
                 message,
             })?;
         }
@@ -140,11 +142,6 @@ impl Compiler<'_> {
             layout: place.layout.clone(),
             dtype: place.dtype,
         })
-    }
-
-    /// A parameter fills its storage, row-major.
-    fn zero(&self, view: &View) -> Result<(), String> {
-        transfer::fill(view.address(), view.bytes() as u64, 0, self.device)
     }
 
     /// The first region that needs an op: what has no operands may stand in a later one than its readers.

@@ -1,5 +1,6 @@
 //! Categories: what each byte of a step is for.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::{Index, IndexMut};
 
@@ -8,7 +9,8 @@ use lorafa_ir::{Graph, Op, OutputKind, Region, ValueId};
 use serde::ser::{Serialize, Serializer};
 
 use crate::liveness::LiveRange;
-use crate::storage::{StorageKind, Storages};
+use crate::problem::ALIGN;
+use crate::storage::{Storage, StorageKind, Storages};
 
 /// What memory is used for, in the order of the report. Every byte belongs to one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
@@ -110,11 +112,7 @@ pub(crate) fn categories(
     storages: &Storages,
     ranges: &[LiveRange],
 ) -> Vec<Category> {
-    let mut adapters = vec![false; graph.value_bound()];
-    for adapter in graph.adapters() {
-        adapters[adapter.a.index()] = true;
-        adapters[adapter.b.index()] = true;
-    }
+    let adapters = adapters(graph);
     let mut gradients = vec![false; storages.as_slice().len()];
     for output in graph.outputs() {
         if matches!(output.kind, OutputKind::Gradient(_)) {
@@ -134,14 +132,44 @@ pub(crate) fn categories(
                 Some(param) if param.role == Role::OptState && gradients[index] => {
                     Category::Gradients
                 }
-                param => persistent(param, adapters[storage.root.index()]),
+                param => persistent(param, adapters.contains(&storage.root)),
             },
             StorageKind::Transient => {
-                transient(gradients[index], region(graph, storage.root), range)
+                let first = storage.joined.first().unwrap_or(&storage.root);
+                transient(gradients[index], region(graph, *first), range)
             }
         }
     };
     ranges.iter().enumerate().map(category).collect()
+}
+
+/// The bytes of what lies in a storage of parameters, each with its category. They are those of the storage, rounded.
+pub(crate) fn parameters(
+    graph: &Graph,
+    storage: &Storage,
+    category: Category,
+) -> Vec<(Category, u64)> {
+    let rounded = storage.bytes.next_multiple_of(ALIGN);
+    if storage.joined.is_empty() {
+        return vec![(category, rounded)];
+    }
+    let adapters = adapters(graph);
+    let part = |value: &ValueId| {
+        let category = persistent(graph.param(*value), adapters.contains(value));
+        (category, graph.ty(*value).bytes().unwrap_or(0))
+    };
+    let mut found: Vec<_> = storage.joined.iter().map(part).collect();
+    let parts: u64 = found.iter().map(|(_, bytes)| bytes).sum();
+    found.push((category, rounded - parts));
+    found
+}
+
+/// The matrices of adapters.
+fn adapters(graph: &Graph) -> BTreeSet<ValueId> {
+    let adapters = graph.adapters().iter();
+    adapters
+        .flat_map(|adapter| [adapter.a, adapter.b])
+        .collect()
 }
 
 fn region(graph: &Graph, value: ValueId) -> Region {

@@ -61,6 +61,17 @@ pub enum PlanError {
         /// The update.
         update: String,
     },
+    /// An operand of a joined `concat` is made elsewhere.
+    #[error(
+        "{value} cannot be made where it is joined: it is a view, an update, joined elsewhere, too, or not a \
+         parameter while others are; copy it first, or leave `joined` out: `{concat}`"
+    )]
+    NotJoined {
+        /// The operand.
+        value: String,
+        /// The op that joins it.
+        concat: String,
+    },
     /// The arena would be larger than libtorch can address.
     #[error("expected an arena of at most {MAX_TOTAL} B, found more; use smaller dimensions")]
     TooManyBytes,

@@ -11,7 +11,7 @@
 //! names for it if
 //!
 //! - nothing needs the operand's storage afterwards: it is transient, holds no output, and is last read here;
-//! - the operand fills its storage in order, and the result has as many elements of the same size: a row of `f32[6]`
+//! - both fill their storages in order, and the result has as many elements of the same size: a row of `f32[6]`
 //!   has the bytes of a `bool[4,6]` that it broadcasts to, but is read again after they are written;
 //! - nothing else that the op reads lies there, or the op is elementwise and the other operand has the same layout, so
 //!   that each element is read before it is written.
@@ -23,7 +23,7 @@ use lorafa_ir::{Graph, Op, OpData};
 use crate::liveness::LiveRange;
 use crate::problem::BufferId;
 use crate::schedule::Schedule;
-use crate::storage::{StorageId, Storages};
+use crate::storage::{Alias, StorageId, StorageKind, Storages};
 
 /// What a buffer of the reusable part holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,7 +63,8 @@ pub(crate) fn buffers(
         let op = graph.op(id);
         for (slot, result) in op.results.iter().enumerate() {
             let storage = storages.of(*result);
-            if storages.get(storage).root != *result {
+            let transient = storages.get(storage).kind == StorageKind::Transient;
+            if !transient || of_storage[storage.index()].is_some() {
                 continue;
             }
             let taken = takes_over(op, (position, slot), storages, ranges, &of_storage);
@@ -109,9 +110,8 @@ fn takes_over(
         let storage = storages.get(alias.storage);
         let range = &ranges[alias.storage.index()];
         let dies = !range.output && range.positions.end == position + 1;
-        let elements: u64 = alias.layout.shape.iter().product();
-        let fills = alias.layout.is_contiguous()
-            && elements * alias.dtype.size() == storage.bytes
+        let fills = fills(alias, storages)
+            && fills(result, storages)
             && storage.bytes == storages.get(result.storage).bytes
             && alias.dtype.size() == result.dtype.size();
         let alone = op.operands.iter().enumerate().all(|(other, value)| {
@@ -129,8 +129,15 @@ fn takes_over(
     })
 }
 
+/// Whether a value is all that lies in its storage, in order.
+fn fills(alias: &Alias, storages: &Storages) -> bool {
+    let elements: u64 = alias.layout.shape.iter().product();
+    let bytes = elements * alias.dtype.size();
+    alias.layout.is_contiguous() && bytes == storages.get(alias.storage).bytes
+}
+
 /// Whether element `i` of the result depends on element `i` of the operands alone.
-fn is_elementwise(kind: &Op) -> bool {
+pub(crate) fn is_elementwise(kind: &Op) -> bool {
     matches!(
         kind,
         Op::Unary(_)

@@ -7,8 +7,8 @@
 //!   3  v3 = neg %x                                     |
 //! ```
 //!
-//! A range is half-open, from the position that defines the storage's root to the last read of any value that lies in
-//! the storage, plus one. Shapes are types and attributes in this IR: no op reads a value to learn its shape, so what
+//! A range is half-open, from the position that makes the first value in the storage to the last read of any value that
+//! lies there, plus one. Shapes are types and attributes in this IR: no op reads a value to learn its shape, so what
 //! is live is what is read for its elements.
 
 use std::ops::Range;
@@ -37,7 +37,7 @@ pub fn live_ranges(graph: &Graph, schedule: &Schedule, storages: &Storages) -> V
     let end = schedule.end();
     let range = |kind| LiveRange {
         positions: if kind == StorageKind::Transient {
-            end..end
+            end..0
         } else {
             0..end
         },
@@ -62,10 +62,9 @@ pub fn live_ranges(graph: &Graph, schedule: &Schedule, storages: &Storages) -> V
             }
         }
         for result in &op.results {
-            let storage = storages.of(*result);
-            if storages.get(storage).root == *result {
-                ranges[storage.index()].positions = position..position + 1;
-            }
+            let positions = &mut ranges[storages.of(*result).index()].positions;
+            positions.start = positions.start.min(position);
+            positions.end = positions.end.max(position + 1);
         }
     }
     for output in graph.outputs() {

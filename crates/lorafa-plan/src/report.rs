@@ -7,7 +7,7 @@ use lorafa_ir::ops::Role;
 use lorafa_ir::{Graph, OpData, Region, ValueId};
 use serde::Serialize;
 
-use crate::category::{Breakdown, Category};
+use crate::category::{Breakdown, Category, parameters};
 use crate::plan::Plan;
 use crate::problem::{ALIGN, MAX_TOTAL};
 use crate::storage::{StorageId, StorageKind};
@@ -84,7 +84,9 @@ impl Plan {
         let mut breakdown = Breakdown::default();
         for (id, storage) in self.storages().iter() {
             if storage.kind != StorageKind::Transient {
-                breakdown[self.category(id)] += storage.bytes.next_multiple_of(ALIGN);
+                for (category, bytes) in parameters(graph, storage, self.category(id)) {
+                    breakdown[category] += bytes;
+                }
             }
         }
         let mut saved = vec![false; self.storages().as_slice().len()];

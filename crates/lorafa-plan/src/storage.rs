@@ -9,9 +9,13 @@
 //! ```
 //!
 //! A value is a view where [`Operator::view`](lorafa_ir::Operator::view) says so. An update writes where its operand
-//! lies: what reads the operand afterwards would read the new value, so that is an error. Whether an op may overwrite
-//! an operand that dies is another question, which [`in_place`](crate::in_place) answers; it does not change how a value
-//! lies in its storage.
+//! lies: what reads the operand afterwards would read the new value, so that is an error. What a `concat {joined}` puts
+//! together lies in its result from the start (`join`). A result may be written over part of a storage that dies there
+//! (`part`); whether it may take over a whole one is another question, which [`in_place`](crate::in_place) answers: that
+//! does not change how a value lies in its storage.
+
+mod join;
+mod part;
 
 use std::fmt;
 
@@ -21,6 +25,8 @@ use lorafa_ir::{DType, Graph, Op, OpData, OpId, ValueId};
 
 use crate::error::PlanError;
 use crate::schedule::Schedule;
+use join::{Joined, Joins, parts};
+use part::Parts;
 
 /// Index of a storage. Displayed as `s3`.
 ///
@@ -62,6 +68,8 @@ pub struct Storage {
     pub kind: StorageKind,
     /// Size in bytes, not rounded.
     pub bytes: u64,
+    /// The values that a `concat` joins in it, as they come; none if the root is made as a whole.
+    pub joined: Vec<ValueId>,
 }
 
 /// Where a value lies in its storage.
@@ -80,6 +88,8 @@ pub struct Alias {
 pub struct Storages {
     storages: Vec<Storage>,
     aliases: Vec<Option<Alias>>,
+    /// By value: whether there is nothing to do for it, because it is a view or its parts are there.
+    free: Vec<bool>,
 }
 
 impl Storages {
@@ -88,7 +98,7 @@ impl Storages {
     /// # Errors
     /// [`PlanError::Symbolic`] for a size that is no number, and the three errors about updates in place.
     pub fn new(graph: &Graph, schedule: &Schedule) -> Result<Self, PlanError> {
-        let mut walk = Walk::new(graph);
+        let mut walk = Walk::new(graph, schedule);
         for (value, _) in graph.params() {
             walk.own(value, StorageKind::Parameter)?;
         }
@@ -143,15 +153,11 @@ impl Storages {
         self.at(value).storage
     }
 
-    /// Whether an op has nothing to do because its result is a view.
+    /// Whether an op has nothing to do: its result is a view, or made where it is by those who make its parts.
     #[must_use]
     pub fn is_view(&self, op: &OpData) -> bool {
-        match (op.operands.first(), op.results.first()) {
-            (Some(operand), Some(result)) => {
-                op.kind.updates().is_empty() && self.of(*operand) == self.of(*result)
-            }
-            _ => false,
-        }
+        let result = op.results.first();
+        result.is_some_and(|result| self.free[result.index()])
     }
 }
 
@@ -159,6 +165,8 @@ impl Storages {
 struct Walk<'g> {
     graph: &'g Graph,
     found: Storages,
+    joins: Joins,
+    parts: Parts,
     /// By value: how many updates its storage had seen when it was made.
     versions: Vec<u32>,
     /// By storage: how many updates it has seen, and the last of them.
@@ -166,13 +174,16 @@ struct Walk<'g> {
 }
 
 impl<'g> Walk<'g> {
-    fn new(graph: &'g Graph) -> Self {
+    fn new(graph: &'g Graph, schedule: &Schedule) -> Self {
         Walk {
             graph,
             found: Storages {
                 storages: Vec::new(),
                 aliases: vec![None; graph.value_bound()],
+                free: vec![false; graph.value_bound()],
             },
+            joins: Joins::of(graph),
+            parts: Parts::new(graph, schedule),
             versions: vec![0; graph.value_bound()],
             updates: Vec::new(),
         }
@@ -182,19 +193,47 @@ impl<'g> Walk<'g> {
         for operand in &op.operands {
             self.read(*operand, || OpDisplay(self.graph, op.id).to_string())?;
         }
+        if let Some(parts) = parts(self.graph, op) {
+            return self.join(op, &parts);
+        }
         for (slot, &result) in op.results.iter().enumerate() {
             let update = op.kind.updates().iter().find(|(r, _)| *r == slot);
             if let Some(&(_, operand)) = update {
                 self.update(op, operand, result)?;
-            } else if slot > 0 || !self.view(op, result) {
+            } else if slot == 0 && self.view(op, result) {
+                self.found.free[result.index()] = true;
+            } else if let Some(over) = self.over(op, slot) {
+                self.alias(result, over.storage, over.layout);
+                self.parts.made(result, &self.found);
+            } else {
                 self.own(result, StorageKind::Transient)?;
             }
         }
         Ok(())
     }
 
-    /// A storage of its own for a value.
+    /// A storage of its own for a value, or the place that a `concat` joins it in.
     fn own(&mut self, value: ValueId, kind: StorageKind) -> Result<(), PlanError> {
+        if let Some(Joined { whole, layout }) = self.joins.get(value).cloned() {
+            if self.found.alias(whole).is_none() {
+                self.make(whole, kind)?;
+            }
+            let storage = self.found.of(whole);
+            let made = &mut self.found.storages[storage.index()];
+            if made.kind == kind {
+                made.joined.push(value);
+                self.alias(value, storage, layout);
+                self.parts.made(value, &self.found);
+                return Ok(());
+            }
+        }
+        self.make(value, kind)?;
+        self.parts.made(value, &self.found);
+        Ok(())
+    }
+
+    /// A storage that a value fills.
+    fn make(&mut self, value: ValueId, kind: StorageKind) -> Result<(), PlanError> {
         let ty = self.graph.ty(value);
         let (Some(bytes), Some(layout)) = (ty.bytes(), Layout::contiguous(ty)) else {
             return Err(PlanError::Symbolic {
@@ -208,10 +247,37 @@ impl<'g> Walk<'g> {
             root: value,
             kind,
             bytes,
+            joined: Vec::new(),
         });
         self.updates.push((0, None));
         self.alias(value, storage, layout);
         Ok(())
+    }
+
+    /// Checks that what a `concat` joins is where it has it.
+    fn join(&mut self, op: &OpData, parts: &[(ValueId, Layout)]) -> Result<(), PlanError> {
+        let whole = op.results[0];
+        let storage = self.found.alias(whole).map(|alias| alias.storage);
+        for (part, layout) in parts {
+            let there = self.found.at(*part);
+            if Some(there.storage) != storage || there.layout != *layout {
+                return Err(PlanError::NotJoined {
+                    value: self.spell(*part),
+                    concat: self.line(op.id),
+                });
+            }
+        }
+        self.found.free[whole.index()] = true;
+        self.parts.made(whole, &self.found);
+        Ok(())
+    }
+
+    /// The place of an operand that the result may be written over, if that is part of a storage.
+    fn over(&self, op: &OpData, slot: usize) -> Option<Alias> {
+        if self.joins.get(op.results[slot]).is_some() {
+            return None;
+        }
+        self.parts.place((self.graph, &self.found), op, slot)
     }
 
     /// Makes the op's result a view of its operand, if it is one.

@@ -47,6 +47,8 @@ fn random_steps_have_all_that_can_go_wrong() {
         let (_, met) = runs(&graph, &params).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
         all.views += met.views;
         all.in_place += met.in_place;
+        all.in_part += met.in_part;
+        all.joined += met.joined;
         all.updates += met.updates;
         all.scratch += met.scratch;
         kinds.extend(graph.ops().map(|op| op.kind.name()));
@@ -55,5 +57,6 @@ fn random_steps_have_all_that_can_go_wrong() {
         all.views > 2000 && all.in_place > 1000 && all.updates > 500 && all.scratch > 50,
         "{all:?}"
     );
+    assert!(all.joined > 1000 && all.in_part > 100, "{all:?}");
     assert!(kinds.len() > 40, "{kinds:?}");
 }

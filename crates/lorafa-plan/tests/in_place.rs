@@ -166,7 +166,10 @@ fn refused_if_the_operand_does_not_fill_its_storage_in_order() {
     ));
     assert!(!taken(
         "v2 = slice v1 {axes=[0:0:2:1]} : f32[2,6]
-         v3 = relu v2 : f32[2,6]"
+         backward:
+         v3 = relu v2 : f32[2,6]
+         update:
+         v4 = neg v3 : f32[2,6]"
     ));
     assert!(!taken(
         "v2 = transpose v1 {perm=[1,0]} : f32[6,4]
@@ -207,4 +210,59 @@ fn an_op_does_not_write_over_what_its_kind_forbids() {
         "v2 = reduce_max v1 {axes=[0], keep_dims} : f32[1,6]"
     ));
     assert!(!taken("v2 = cumsum v1 {axis=0} : f32[4,6]"));
+}
+
+/// The storage of v2 is that of v1, of which it is a part; whether v4 is written over it.
+fn over_part(lines: &str) -> bool {
+    let head = "param %x : f32[4,6] input
+        param %b : f32[2,4] input
+        v0 = neg %x : f32[4,6]
+        v3 = slice v0 {axes=[1:4:2:1]} : f32[4,2]";
+    let whole = "v2 = slice v0 {axes=[1:0:4:1]} : f32[4,4]";
+    let whole = if lines.contains("v2 = ") { "" } else { whole };
+    let p = planned(&format!("{head}\n{whole}\n{lines}"));
+    p.share("v4", "v2") && p.strides("v4") == p.strides("v2")
+}
+
+#[test]
+fn part_of_a_storage_is_written_over_if_the_rest_is_needed_as_long() {
+    let product = "v4 = matmul v3, %b, v2 : f32[4,4]";
+    // Both are soon gone, and v4 is most of it.
+    assert!(over_part(&format!("{product}\nv5 = neg v4 : f32[4,4]")));
+    for late in ["backward:\n".into(), others(80)] {
+        let late = format!("{product}\n{late}v6 = neg v4 : f32[4,4]");
+        assert!(!over_part(&late));
+        assert!(over_part(&format!("{late}\nv7 = neg v3 : f32[4,2]")));
+    }
+    // Too little of it.
+    assert!(!over_part(
+        "v2 = slice v0 {axes=[1:5:1:1]} : f32[4,1]\nv4 = relu v2 : f32[4,1]\nv5 = neg v4 : f32[4,1]"
+    ));
+}
+
+/// So many ops.
+fn others(count: usize) -> String {
+    let lines = (10..10 + count).map(|n| format!("v{n} = neg %x : f32[4,6]\n"));
+    lines.collect()
+}
+
+#[test]
+fn part_of_a_storage_is_not_written_over_if_its_elements_are_read_again() {
+    let product = "v4 = matmul v3, %b, v2 : f32[4,4]";
+    for again in [
+        "v5 = neg v2 : f32[4,4]",
+        "v5 = neg v0 : f32[4,6]",
+        "v5 = slice v0 {axes=[1:3:2:1]} : f32[4,2]",
+        "v5 = transpose v0 {perm=[1,0]} : f32[6,4]",
+        "out \"y\" = v2",
+    ] {
+        assert!(!over_part(&format!("{product}\n{again}")), "{again}");
+    }
+    assert!(over_part(&format!(
+        "{product}\nv5 = slice v0 {{axes=[1:4:1:1]}} : f32[4,1]\nv6 = neg v5 : f32[4,1]"
+    )));
+    // An operand that reaches into it.
+    assert!(!over_part(
+        "v5 = slice v0 {axes=[1:3:2:1]} : f32[4,2]\nv4 = matmul v5, %b, v2 : f32[4,4]"
+    ));
 }

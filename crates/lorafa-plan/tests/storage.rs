@@ -70,6 +70,61 @@ fn constants_are_persistent_and_have_no_position() {
     assert_eq!(p.plan.persistent_bytes(), 1024);
 }
 
+#[test]
+fn joined_values_are_made_where_they_are_joined() {
+    let p = planned(
+        "param %w : f32[6,4] frozen
+         param %a : f32[4,2] frozen
+         v0 = transpose %a {perm=[1,0]} : f32[2,4]
+         v1 = concat %w, v0 {axis=0, joined} : f32[8,4]
+         v2 = neg %w : f32[6,4]
+         v3 = reshape v2 {shape=[2,3,4]} : f32[2,3,4]
+         v4 = matmul v3, %a : f32[2,3,2]
+         v5 = concat v3, v4 {axis=2, joined} : f32[2,3,6]
+         v6 = matmul v5, v5 {trans_b} : f32[2,3,3]
+         v7 = matmul %w, v1 {trans_b} : f32[6,8]
+         out \"y\" = v6
+         out \"z\" = v7",
+    );
+    let storage = |name| p.plan.place(p.value(name)).expect("planned").storage;
+    assert!(storage("%w") == storage("v1") && storage("%a") == storage("v1"));
+    assert_eq!(p.strides("%w"), (0, vec![4, 1]));
+    assert_eq!(p.strides("%a"), (24, vec![1, 4]));
+    assert_eq!(p.plan.persistent_bytes(), 512);
+    assert!(storage("v2") == storage("v5") && storage("v4") == storage("v5"));
+    assert_eq!(p.strides("v2"), (0, vec![6, 1]));
+    assert_eq!(p.strides("v3"), (0, vec![18, 6, 1]));
+    assert_eq!(p.strides("v4"), (4, vec![18, 6, 1]));
+    // From what makes its first part to what reads the whole.
+    assert_eq!(p.plan.live_range(storage("v5")).positions, 2..7);
+}
+
+#[test]
+fn what_is_made_elsewhere_cannot_be_joined() {
+    for (line, joins, wrong) in [
+        ("v2 = slice v0 {axes=[0:0:2:1]} : f32[2,4]", "v2", "v2"),
+        (
+            "v2 = concat v0, v1 {axis=0, joined} : f32[12,4]",
+            "v0",
+            "v0",
+        ),
+        ("v2 = neg v1 : f32[6,4]", "%x", "v3"),
+    ] {
+        let rows = if joins == "v2" { 8 } else { 12 };
+        let text = format!(
+            "param %x : f32[6,4] input
+             v0 = neg %x : f32[6,4]
+             v1 = neg %x : f32[6,4]
+             {line}
+             v3 = neg %x : f32[6,4]
+             v4 = concat v3, {joins} {{axis=0, joined}} : f32[{rows},4]"
+        );
+        let error = plan(&graph(&text)).expect_err(wrong).to_string();
+        let expected = format!("{wrong} cannot be made where it is joined");
+        assert!(error.starts_with(&expected), "{error}");
+    }
+}
+
 const STEP: &str = "param %x : f32[4,8] input
     param %w : f32[8,2] trained
     param %m : f32[8,2] optstate

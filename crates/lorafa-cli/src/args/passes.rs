@@ -13,6 +13,11 @@ pub struct PassArgs {
     #[arg(long)]
     pub no_fuse: bool,
 
+    /// Compute the products that projections and adapters take of one input at once, from matrices that lie side by side,
+    /// where that does not raise the peak.
+    #[arg(long)]
+    pub pack_frozen: bool,
+
     /// Leave out a pass that saves memory or time; may be repeated.
     #[arg(long, value_name = "PASS", value_parser = optional_pass)]
     pub disable: Vec<&'static str>,

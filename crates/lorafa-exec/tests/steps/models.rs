@@ -199,15 +199,19 @@ pub fn options(model: &Model, method: Method, bindings: Bindings) -> Options {
 
 /// The training step for the batch of these answers, whose gradients are outputs.
 pub fn compiled(model: &Model, method: Method, answers: &Tensors) -> Graph {
+    compiled_with(model, keeping_gradients(model, method, answers))
+}
+
+/// Options for a step for the batch of these answers, whose gradients are outputs.
+pub fn keeping_gradients(model: &Model, method: Method, answers: &Tensors) -> Options {
     let optimizer = OptimizerOptions {
         keep_gradients: true,
         ..OptimizerOptions::default()
     };
-    let options = Options {
+    Options {
         optimizer,
         ..options(model, method, bindings(model, answers))
-    };
-    compiled_with(model, options)
+    }
 }
 
 /// The training step with these options.

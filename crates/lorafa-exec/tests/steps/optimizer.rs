@@ -52,12 +52,20 @@ fn write(program: &mut Program, name: &str, value: f64) {
     program.write(name, &encode(DType::F32, [value])).unwrap();
 }
 
-/// Holds our run against theirs, and prints the worst errors: of losses and norms, and of parameters.
+/// Holds our run against theirs, with products packed and apart.
 fn follow(run: &str, method: Method, optimizer: OptimizerOptions) {
+    for pack_frozen in [false, true] {
+        follow_packed(run, method, optimizer, pack_frozen);
+    }
+}
+
+/// Prints the worst errors, too: of losses and norms, and of parameters.
+fn follow_packed(run: &str, method: Method, optimizer: OptimizerOptions, pack_frozen: bool) {
     let (model, expected) = (model(), expected());
     let first = batch(&expected, 0);
     let options = Options {
         optimizer,
+        pack_frozen,
         ..models::options(&model, method, bindings(&model, &first))
     };
     let graph = Arc::new(compiled_with(&model, options));
@@ -252,11 +260,13 @@ fn three_steps(model: &Model, graph: Graph, answers: &Tensors) -> BTreeMap<Strin
 #[test]
 fn all_of_it_in_bf16_allocates_nothing() {
     let model = model();
-    for (method, kind) in [
-        (Method::Full, OptimizerKind::AdamW),
-        (Method::LoraFa, OptimizerKind::LoraFa),
+    for (method, kind, pack_frozen) in [
+        (Method::Full, OptimizerKind::AdamW, false),
+        (Method::LoraFa, OptimizerKind::LoraFa, false),
+        (Method::LoraFa, OptimizerKind::LoraFa, true),
     ] {
         let options = Options {
+            pack_frozen,
             dtype: Some(DType::BF16),
             optimizer: OptimizerOptions {
                 weight_decay: 0.1,

@@ -8,11 +8,24 @@ use crate::grad::{Gradient, GradientError};
 use crate::interp::{Array, EvalError};
 use crate::types::{TensorType, TypeError, may_equal};
 
-/// `concat v1, v2 {axis=1}`.
+/// `concat v1, v2 {axis=1, joined}`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Concat {
     /// The axis along which they follow each other.
     pub axis: usize,
+    /// Nothing is copied: the operands are made where the result has them. Either all are parameters, through transposes
+    /// and reshapes or not, or none is.
+    pub joined: bool,
+}
+
+impl Concat {
+    /// One that copies its operands.
+    pub const fn new(axis: usize) -> Self {
+        Concat {
+            axis,
+            joined: false,
+        }
+    }
 }
 
 impl Operator for Concat {
@@ -21,7 +34,9 @@ impl Operator for Concat {
     }
 
     fn attrs(&self) -> Attrs {
-        Attrs::default().with("axis", self.axis)
+        Attrs::default()
+            .with("axis", self.axis)
+            .flag("joined", self.joined)
     }
 
     fn arity(&self) -> (usize, usize) {
@@ -105,6 +120,7 @@ pub(super) fn parse(name: &str, a: &mut AttrReader<'_>) -> Option<Result<Op, Str
         let axis = a.int("axis")?;
         Ok(Concat {
             axis: usize::try_from(axis).map_err(|_| format!("bad axis {axis}"))?,
+            joined: a.flag("joined"),
         }
         .into())
     })

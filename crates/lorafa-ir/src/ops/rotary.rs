@@ -161,11 +161,11 @@ impl Rotary {
     fn join(&self, p: &mut Patch<'_>, a: ValueId, b: ValueId) -> Built {
         let rank = p.ty(a).rank();
         if !self.interleaved {
-            return p.add1(Concat { axis: rank - 1 }.into(), &[a, b]);
+            return p.add1(Concat::new(rank - 1).into(), &[a, b]);
         }
         let mut shape = p.ty(a).shape.clone();
         let (a, b) = (p.unsqueeze(a, rank)?, p.unsqueeze(b, rank)?);
-        let pairs = p.add1(Concat { axis: rank }.into(), &[a, b])?;
+        let pairs = p.add1(Concat::new(rank).into(), &[a, b])?;
         shape[rank - 1] = shape[rank - 1].times(&Dim::Known(2));
         p.reshape(pairs, shape)
     }

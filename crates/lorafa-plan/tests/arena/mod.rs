@@ -25,6 +25,10 @@ pub type Values = BTreeMap<ValueId, Array>;
 pub struct Met {
     pub views: u32,
     pub in_place: u32,
+    /// Of those in place, how many in part of a storage.
+    pub in_part: u32,
+    /// Values made where they are joined.
+    pub joined: u32,
     pub updates: u32,
     pub scratch: u32,
 }
@@ -121,9 +125,9 @@ impl<'g> Arena<'g> {
                 }
                 self.met.updates += 1;
             } else if !self.overwrites(op, slot) {
-                let ty = self.graph.ty(*result);
-                let bytes = ty.bytes().expect("bound");
-                self.spoil(place.offset, bytes.next_multiple_of(ALIGN))?;
+                self.spoil_place(*result, &place)?;
+            } else if self.plan.storages().get(place.storage).root != *result {
+                self.met.in_part += 1;
             }
         }
         let operands: Vec<Array> = op
@@ -146,9 +150,9 @@ impl<'g> Arena<'g> {
         Ok(())
     }
 
-    /// Whether a result is written over an operand that the op's kind lets it overwrite.
+    /// Whether a result is written over an operand, all of it, that the op's kind lets it overwrite.
     fn overwrites(&self, op: &OpData, result: usize) -> bool {
-        let offset = |value| self.plan.place(value).map(|place| place.offset);
+        let offset = |value| self.plan.place(value).map(|place| place.start());
         let result = op.results[result];
         let empty = self.graph.ty(result).bytes() == Some(0);
         let slots = op.kind.in_place().iter();
@@ -247,6 +251,20 @@ impl<'g> Arena<'g> {
         let bytes = bytes.ok_or_else(|| format!("{place:?} leaves the arena"))?;
         bytes.copy_from_slice(&bytes::encode(place.dtype, element));
         Ok(())
+    }
+
+    /// A buffer that a result fills, or its elements in one that others are in, too.
+    fn spoil_place(&mut self, value: ValueId, place: &Place<'_>) -> Result<(), String> {
+        let storage = self.plan.storages().get(place.storage);
+        if storage.root == value {
+            return self.spoil(place.offset, storage.bytes.next_multiple_of(ALIGN));
+        }
+        self.met.joined += 1;
+        let mut places = Vec::new();
+        let shape: Vec<usize> = place.layout.shape.iter().map(|d| *d as usize).collect();
+        lorafa_ir::interp::for_each_index(&shape, |index| places.push(address(place, index)));
+        let mut places = places.into_iter();
+        places.try_for_each(|at| self.spoil(at as u64, place.dtype.size()))
     }
 
     fn spoil(&mut self, offset: u64, bytes: u64) -> Result<(), String> {

@@ -1,6 +1,7 @@
 //! Random training steps: whatever ops fit what is there, in all regions, with views, outputs and updates.
 
 mod fused;
+mod joined;
 mod ops;
 
 use std::collections::BTreeSet;
@@ -44,6 +45,7 @@ pub fn step(seed: u64, count: usize) -> (Graph, Values) {
         values: Values::new(),
     };
     steps.params();
+    steps.joined_params();
     for n in 0..count {
         let region = if n < count * 2 / 3 {
             Region::Forward

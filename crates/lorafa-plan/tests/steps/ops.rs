@@ -15,7 +15,7 @@ impl Steps<'_> {
     /// Tries to add an op on random operands.
     pub fn op(&mut self) {
         let x = self.value();
-        match self.rng.below(27) {
+        match self.rng.below(29) {
             0..4 => self.view(x),
             4..7 => self.unary(x),
             7..11 => self.binary(x),
@@ -36,6 +36,7 @@ impl Steps<'_> {
             }
             21 => self.copies(x),
             24..26 => self.fused(x),
+            26..28 => self.joined(x),
             23 => self.askew(x),
             22 => {
                 let (ratio, seed) = (Scalar(0.5), 1);
@@ -71,7 +72,7 @@ impl Steps<'_> {
         shape.iter().filter_map(Dim::known).collect()
     }
 
-    fn axis(&mut self, x: ValueId) -> Option<usize> {
+    pub fn axis(&mut self, x: ValueId) -> Option<usize> {
         let rank = self.patch.ty(x).rank();
         (rank > 0).then(|| self.rng.below(rank))
     }
@@ -326,7 +327,7 @@ impl Steps<'_> {
         match self.rng.below(4) {
             0 => {
                 let other = self.like(x);
-                self.add(Concat { axis }, &[x, other]);
+                self.add(Concat::new(axis), &[x, other]);
             }
             1 => {
                 let before = shape.iter().map(|_| 1.into()).collect();

@@ -207,7 +207,7 @@ fn rotary<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
         let turned = part(p, 0, rotated)?;
         let turned = p.add1(op.into(), &[turned, cos, sin])?;
         let rest = part(p, rotated, width - rotated)?;
-        p.add1(Concat { axis: 3 }.into(), &[turned, rest])?
+        p.add1(Concat::new(3).into(), &[turned, rest])?
     };
     y = p.reshape(y, shape)?;
     im.result(node, y)

@@ -143,6 +143,6 @@ fn concat<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
     let axis = axis(node.int("axis", 0), im.patch.ty(*first).rank())?;
     let y = im
         .patch
-        .add1(lorafa_ir::ops::Concat { axis }.into(), &items)?;
+        .add1(lorafa_ir::ops::Concat::new(axis).into(), &items)?;
     im.result(node, y)
 }

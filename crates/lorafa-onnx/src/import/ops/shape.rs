@@ -263,7 +263,7 @@ fn concat<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
     let y = if parts.len() == 1 {
         *first
     } else {
-        im.patch.add1(Concat { axis }.into(), &parts)?
+        im.patch.add1(Concat::new(axis).into(), &parts)?
     };
     im.result(node, y)
 }

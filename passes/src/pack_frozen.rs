@@ -1,0 +1,185 @@
+//! `pack-frozen`: products of one input with frozen matrices become one product.
+//!
+//! ```text
+//! + v0 = concat %w, %a {axis=0, joined}       : f32[10,8]
+//! + v1 = matmul %x, v0 {trans_b}              : f32[4,10]
+//! - v2 = matmul %x, %w {trans_b}              : f32[4,8]
+//! - v3 = matmul %x, %a {trans_b}              : f32[4,2]
+//! + v2 = slice v1 {axes=[1:0:8:1]}            : f32[4,8]
+//! + v3 = slice v1 {axes=[1:8:2:1]}            : f32[4,2]
+//!   v4 = matmul v3, %b, v2                    : f32[4,8]
+//!   …
+//! - v7 = matmul v6, %a                        : f32[4,8]
+//! - v8 = matmul %dy, %w, v7                   : f32[4,8]
+//! + v7 = concat %dy, v6 {axis=1, joined}      : f32[4,10]
+//! + v8 = matmul v7, v0                        : f32[4,8]
+//! ```
+//!
+//! Only LoRA-FA can pack A with the layer's weight: A is frozen there. Projections that share their input are one group,
+//! with all their adapters. The matrices lie side by side from the start, results are strided parts of one, and gradients
+//! are made where the product of the backward pass reads them: nothing is copied, and nothing is kept twice.
+//!
+//! Results that lie in one storage are kept as long as the longest of them. So only those are computed at once that the
+//! backward pass needs anyway (`groups`). What would raise the peak of the step that `attach-optimizer` makes of the graph
+//! is left out, of all groups that are alike. Runs on request: on a CPU it is no faster where matrices are large.
+
+mod apply;
+mod groups;
+
+use crate::pass::{Changed, Pass, PassCx, PassError, PassKind, in_module, layer_pattern};
+use crate::rematerialize::step;
+use apply::pack;
+use groups::{Group, find};
+use lorafa_ir::Graph;
+
+/// See the module.
+pub struct PackFrozen;
+
+/// Which products of a group are packed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+struct Choice {
+    forward: bool,
+    backward: Backward,
+}
+
+/// Which products of the gradients of a group's results.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+enum Backward {
+    /// None.
+    #[default]
+    Apart,
+    /// Those with adapters.
+    Adapters,
+    /// All.
+    All,
+}
+
+impl Pass for PackFrozen {
+    fn name(&self) -> &'static str {
+        "pack-frozen"
+    }
+
+    fn kind(&self) -> PassKind {
+        PassKind::Equivalence
+    }
+
+    fn run(&self, graph: &mut Graph, cx: &mut PassCx) -> Result<Changed, PassError> {
+        if !cx.options.pack_frozen {
+            cx.note("not asked for");
+            return Ok(Changed::No);
+        }
+        let mut lowest = match step(graph, &cx.options) {
+            Ok((_, peak)) => peak.bytes,
+            Err(why) => {
+                cx.note(format_args!("there is no peak to keep: {why}"));
+                return Ok(Changed::No);
+            }
+        };
+        let groups = find(graph);
+        let mut chosen = vec![Choice::default(); groups.len()];
+        let mut packed = None;
+        for alike in alike(&groups) {
+            let wishes = wishes(&groups[alike[0]]);
+            if wishes.is_empty() {
+                note(cx, graph, &groups[alike[0]], alike.len(), APART);
+            }
+            for wish in wishes {
+                let (mut trial, before) = (chosen.clone(), chosen[alike[0]]);
+                if before.backward == Backward::All && wish.backward == Backward::Adapters {
+                    continue;
+                }
+                for group in &alike {
+                    trial[*group].forward |= wish.forward;
+                    if wish.backward != Backward::Apart {
+                        trial[*group].backward = wish.backward;
+                    }
+                }
+                let edited = pack(graph, &groups, &trial)?;
+                let kept = match step(&edited, &cx.options) {
+                    Ok((_, peak)) if peak.bytes <= lowest => {
+                        lowest = peak.bytes;
+                        Ok(())
+                    }
+                    Ok((_, peak)) => Err(format!(
+                        "would raise the peak by {} bytes",
+                        peak.bytes - lowest
+                    )),
+                    Err(why) => Err(format!("cannot be planned: {why}")),
+                };
+                let Group {
+                    forward,
+                    adapters,
+                    members,
+                    ..
+                } = &groups[alike[0]];
+                let (count, of) = match wish.backward {
+                    Backward::Apart => (forward.len(), "in the forward pass"),
+                    Backward::Adapters => (adapters.len(), "of the adapters' gradients"),
+                    Backward::All => (members.len(), "of their gradients"),
+                };
+                let what = match &kept {
+                    Ok(()) => format!("{count} {of} as one"),
+                    Err(why) => format!("{count} {of} as one {why}"),
+                };
+                note(cx, graph, &groups[alike[0]], alike.len(), &what);
+                if kept.is_ok() {
+                    (chosen, packed) = (trial, Some(edited));
+                }
+            }
+        }
+        if groups.is_empty() {
+            cx.note("no frozen matrices share their input");
+        }
+        let Some(packed) = packed else {
+            return Ok(Changed::No);
+        };
+        *graph = packed;
+        Ok(Changed::Yes)
+    }
+}
+
+/// The groups in lists of those that are alike, in the order of their first.
+fn alike(groups: &[Group]) -> Vec<Vec<usize>> {
+    let mut lists: Vec<Vec<usize>> = Vec::new();
+    for (index, group) in groups.iter().enumerate() {
+        match lists.iter_mut().find(|list| groups[list[0]].is_like(group)) {
+            Some(list) => list.push(index),
+            None => lists.push(vec![index]),
+        }
+    }
+    lists
+}
+
+/// What can be tried on a group, in order.
+fn wishes(group: &Group) -> Vec<Choice> {
+    let backward = |backward| Choice {
+        forward: false,
+        backward,
+    };
+    let mut wishes = Vec::new();
+    if !group.forward.is_empty() {
+        let backward = Backward::Apart;
+        wishes.push(Choice {
+            forward: true,
+            backward,
+        });
+    }
+    if group.backward.is_some() {
+        wishes.push(backward(Backward::All));
+        if group.adapters.len() > 1 {
+            wishes.push(backward(Backward::Adapters));
+        }
+    }
+    wishes
+}
+
+/// Why there is nothing to try.
+const APART: &str = "some results are kept and others go, and those kept are too much to be copied";
+
+fn note(cx: &mut PassCx, graph: &Graph, group: &Group, count: usize, what: &str) {
+    let module = &graph.op(group.members[0].op).site.module;
+    let (of, place) = (group.members.len(), in_module(&layer_pattern(module)));
+    cx.note(format_args!(
+        "{of} products of one input{place}, {count} times: {what}"
+    ));
+}
