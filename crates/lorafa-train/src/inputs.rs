@@ -1,7 +1,7 @@
 //! What a step reads of the data: its inputs, and what the numbers in them may be.
 
 use lorafa_data::{InputSpec, Spec, Task};
-use lorafa_ir::ops::{LinearCrossEntropy, LinearCrossEntropyGrad, Role};
+use lorafa_ir::ops::{GatherElements, LinearCrossEntropy, LinearCrossEntropyGrad, Role};
 use lorafa_ir::{Graph, Op, TensorType, ValueId};
 use std::collections::BTreeSet;
 
@@ -106,6 +106,13 @@ fn classes(graph: &Graph) -> Option<u64> {
         }) => {
             let weight = graph.ty(op.operands[1]).known_shape()?;
             weight.get(usize::from(!trans_b)).copied()
+        }
+        // A cross-entropy as PyTorch's joint graphs spell it.
+        Op::GatherElements(GatherElements { axis }) => {
+            let x = op.operands[0];
+            let log = matches!(&graph.def(x).kind, Op::Softmax(softmax) if softmax.log);
+            let shape = graph.ty(x).known_shape().filter(|_| log)?;
+            shape.get(axis).copied()
         }
         _ => None,
     })
