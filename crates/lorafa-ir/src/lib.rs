@@ -24,13 +24,13 @@
 //! reads: the op's operand, its result, or neither ([`grad`]).
 //!
 //! A backward op remembers the forward op whose gradient it computes, so that a report can say
-//! not only that a value is kept but what for.
+//! not only that a value is kept but what for. One that came with the model does not know.
 //!
 //! # Order
 //!
 //! [`Graph::order`] is the schedule: operands first, the forward region before the others, then by
 //! the place that the op was given when it was made ([`graph::Site::seq`]), by region, and by id.
-//! Imported ops keep their file's order, backward ops get their forward op's place negated, so
+//! Imported ops keep their file's order, backward ops that are made get their forward op's place negated, so
 //! gradients are computed in reverse; updates stand among them or after them.
 //!
 //! # Edits

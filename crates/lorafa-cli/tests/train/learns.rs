@@ -58,6 +58,13 @@ fn llama_from_text() {
     }
 }
 
+/// Whose backward pass others wrote, from where PEFT starts.
+#[test]
+fn llama_by_a_training_graph() {
+    let flags = "--batch 2 --seq 8 --method lora --epochs 2 --lr 2e-2";
+    adapted(&learns(JOINT, "text.jsonl", flags, 0.1), 14);
+}
+
 /// Every so often and at the end, of a part that is not trained on; nothing is trained by that.
 #[test]
 fn evaluation_is_of_what_is_held_out() {

@@ -20,6 +20,7 @@ use std::process::{Command, Output};
 const LLAMA: &str = "llama-tiny-lora-r4-dynamo-noopt-sdpa-fp32-eval-loss-dyn";
 const PLAIN: &str = "llama-tiny-plain-dynamo-noopt-sdpa-fp32-eval-logits-dyn";
 const DROPOUT: &str = "llama-tiny-lora-r4-drop0.05-dynamo-noopt-sdpa-fp32-train-loss-dyn";
+const JOINT: &str = "joint/llama-tiny-lora-r4-joint-opt-eager-fp32-eval-loss-static-zeroB";
 const GPT2: &str = "gpt2-tiny-lora-r4-dynamo-opt-sdpa-fp32-eval-loss-dyn";
 const ROBERTA: &str = "roberta-tiny-lora-r4-dynamo-opt-sdpa-fp32-eval-loss-dyn";
 const T5: &str = "t5-tiny-lora-r4-dynamo-noopt-sdpa-fp32-eval-loss-dyn";
