@@ -12,6 +12,7 @@ pub mod convert_precision;
 pub mod differentiate;
 pub mod eliminate_common_subexpressions;
 pub mod eliminate_dead_code;
+mod eqsat;
 pub mod find_gradients;
 pub mod find_lora;
 pub mod find_training;
@@ -32,6 +33,7 @@ pub mod pass;
 pub mod redraw_masks;
 pub mod registry;
 pub mod rematerialize;
+pub mod simplify_lora;
 pub mod targets;
 
 pub use manager::{Manager, RunError};

@@ -6,6 +6,7 @@ use crate::{
     eliminate_common_subexpressions, eliminate_dead_code, find_gradients, find_lora, find_training,
     fold_constants, freeze_lora_a, fuse_activations, fuse_attention, fuse_loss, fuse_norms,
     fuse_products, fuse_rotary, inject_lora, mask_relu, pack_frozen, redraw_masks, rematerialize,
+    simplify_lora,
 };
 use lorafa_ir::Graph;
 
@@ -57,6 +58,7 @@ pub const GIVEN: Stage = &[
 /// Passes that turn LoRA's gradients into LoRA-FA's.
 pub const FREEZE: Stage = &[
     &freeze_lora_a::FreezeLoraA,
+    &simplify_lora::SimplifyLora,
     &eliminate_dead_code::EliminateDeadCode,
     &mask_relu::MaskRelu,
 ];

@@ -1,0 +1,336 @@
+//! From terms to a graph: what to choose among equal ones, and the ops that compute it.
+
+use super::extract::{Choice, Chosen, Cost, Problem, extract};
+use super::language::{Dims, Kind, Leaf, Source, Term, Terms};
+use egg::{Id, Language, RecExpr};
+use lorafa_ir::ops::{
+    Binary, BinaryKind, Cast, MatMul, Op, Reduce, ReduceKind, Reshape, Transpose,
+};
+use lorafa_ir::{DType, Dim, Graph, OpId, Patch, PatchError, Site, ValueId};
+use std::collections::BTreeMap;
+
+/// A term whose factors are places of classes, transposes of a product's factors as its flags.
+#[derive(Clone, Debug)]
+enum Build {
+    Value(Source),
+    Product([(usize, bool); 2]),
+    Transpose(usize),
+    Scale(usize, f64),
+    Reshape(usize, Dims),
+    Cast(usize, DType),
+    Sum(usize),
+}
+
+impl Build {
+    fn needs(&self) -> Vec<usize> {
+        match self {
+            Build::Value(_) => Vec::new(),
+            Build::Product([(a, _), (b, _)]) => vec![*a, *b],
+            Build::Transpose(x)
+            | Build::Scale(x, _)
+            | Build::Reshape(x, _)
+            | Build::Cast(x, _)
+            | Build::Sum(x) => vec![*x],
+        }
+    }
+}
+
+/// The classes that a class can be made of, by their places.
+#[derive(Default)]
+struct Classes {
+    ids: Vec<Id>,
+    places: BTreeMap<Id, usize>,
+    builds: Vec<Vec<Build>>,
+}
+
+impl Classes {
+    fn place(&mut self, terms: &Terms, id: Id) -> usize {
+        let id = terms.find(id);
+        *self.places.entry(id).or_insert_with(|| {
+            self.ids.push(id);
+            self.ids.len() - 1
+        })
+    }
+
+    /// All that a class can be made of.
+    fn of(terms: &Terms, root: Id) -> Classes {
+        let mut classes = Classes::default();
+        classes.place(terms, root);
+        while let Some(id) = classes.ids.get(classes.builds.len()).copied() {
+            let nodes = terms[id].nodes.iter();
+            let builds = nodes.flat_map(|term| builds(terms, &mut classes, term));
+            let builds = builds.collect();
+            classes.builds.push(builds);
+        }
+        classes
+    }
+
+    /// What extraction chooses among.
+    fn problem(&self, terms: &Terms) -> Problem {
+        let mut problem = Problem::default();
+        let mut kept: BTreeMap<ValueId, usize> = BTreeMap::new();
+        for (id, builds) in self.ids.iter().zip(&self.builds) {
+            let choices = builds.iter().map(|build| {
+                let (flops, ops) = own(terms, *id, build, &self.ids);
+                let keeps = match build {
+                    Build::Value(source) => source.keeps.map(|(root, bytes)| {
+                        *kept.entry(root).or_insert_with(|| {
+                            problem.bytes.push(bytes);
+                            problem.bytes.len() - 1
+                        })
+                    }),
+                    _ => None,
+                };
+                let needs = build.needs();
+                Choice {
+                    flops,
+                    ops,
+                    keeps,
+                    needs,
+                }
+            });
+            let choices = choices.collect();
+            problem.classes.push(choices);
+        }
+        problem
+    }
+}
+
+/// The ways to build a term; several of a product, one for each way to read a transposed factor.
+fn builds(terms: &Terms, classes: &mut Classes, term: &Term) -> Vec<Build> {
+    let data = |id: &Id| &terms[*id].data;
+    if term.children().iter().any(|id| *data(id) == Kind::IllTyped) {
+        return Vec::new();
+    }
+    let build = match (term, term.children().get(1).map(data)) {
+        (Term::Leaf(leaf), _) => match terms.analysis.leaf(*leaf) {
+            Some(Leaf::Value(source)) => Build::Value(source.clone()),
+            _ => return Vec::new(),
+        },
+        (Term::Product([a, b]), _) => {
+            let (a, b) = (turned(terms, classes, *a), turned(terms, classes, *b));
+            let pairs = a
+                .iter()
+                .flat_map(|a| b.iter().map(|b| Build::Product([*a, *b])));
+            return pairs.collect();
+        }
+        (Term::Transpose(x), _) => Build::Transpose(classes.place(terms, *x)),
+        (Term::Sum(x), _) => Build::Sum(classes.place(terms, *x)),
+        (Term::Scale([x, _]), Some(Kind::Number(by))) => {
+            Build::Scale(classes.place(terms, *x), *by)
+        }
+        (Term::Reshape([x, _]), Some(Kind::Shape(dims))) => {
+            Build::Reshape(classes.place(terms, *x), dims.clone())
+        }
+        (Term::Cast([x, _]), Some(Kind::DType(to))) => Build::Cast(classes.place(terms, *x), *to),
+        _ => return Vec::new(),
+    };
+    vec![build]
+}
+
+/// A factor as it is, and what it is the transpose of.
+fn turned(terms: &Terms, classes: &mut Classes, id: Id) -> Vec<(usize, bool)> {
+    let mut ways = vec![(classes.place(terms, id), false)];
+    for term in &terms[id].nodes {
+        if let Term::Transpose(x) = term {
+            ways.push((classes.place(terms, *x), true));
+        }
+    }
+    ways.dedup();
+    ways
+}
+
+/// Products and sums of a build, and its ops.
+fn own(terms: &Terms, id: Id, build: &Build, ids: &[Id]) -> (u64, u64) {
+    let elements = |id: Id| terms[id].data.tensor().map_or(0, |t| t.elements());
+    match build {
+        Build::Value(_) => (0, 0),
+        Build::Product([(a, turn), _]) => {
+            let inner = terms[ids[*a]].data.tensor().and_then(|t| {
+                let back = if *turn { 2 } else { 1 };
+                t.dims.get(t.dims.len().checked_sub(back)?).copied()
+            });
+            let inner = inner.unwrap_or(0);
+            (elements(id).saturating_mul(2 * inner), 1)
+        }
+        Build::Sum(x) => (elements(ids[*x]), 1),
+        _ => (0, 1),
+    }
+}
+
+/// What a term costs as it is written.
+pub(super) fn cost(terms: &Terms, expression: &RecExpr<Term>) -> Cost {
+    let mut alone = super::language::terms();
+    alone.analysis = terms.analysis.clone();
+    let root = alone.add_expr(expression);
+    alone.rebuild();
+    Plan::of(&alone, root).map_or(Cost::MOST, |plan| plan.cost)
+}
+
+/// Which terms to build a value of.
+pub(crate) struct Plan {
+    /// What they cost.
+    pub(crate) cost: Cost,
+    classes: Classes,
+    chosen: Chosen,
+}
+
+impl Plan {
+    /// The cheapest way to make a class.
+    pub(super) fn of(terms: &Terms, root: Id) -> Option<Plan> {
+        let classes = Classes::of(terms, root);
+        let (cost, chosen) = extract(&classes.problem(terms))?;
+        Some(Plan {
+            cost,
+            classes,
+            chosen,
+        })
+    }
+
+    fn build(&self, place: usize) -> Option<&Build> {
+        self.chosen[place].map(|at| &self.classes.builds[place][at])
+    }
+
+    /// The choice as a term.
+    pub(super) fn expression(&self, terms: &Terms) -> Option<RecExpr<Term>> {
+        let mut expression = RecExpr::default();
+        let mut made = BTreeMap::new();
+        self.term(terms, 0, &mut expression, &mut made)?;
+        Some(expression)
+    }
+
+    fn term(
+        &self,
+        terms: &Terms,
+        place: usize,
+        to: &mut RecExpr<Term>,
+        made: &mut BTreeMap<usize, Id>,
+    ) -> Option<Id> {
+        if let Some(id) = made.get(&place) {
+            return Some(*id);
+        }
+        let build = self.build(place)?;
+        let mut factors = Vec::new();
+        for need in build.needs() {
+            factors.push(self.term(terms, need, to, made)?);
+        }
+        let leaf = |leaf: Leaf| terms.analysis.find(&leaf).map(Term::Leaf);
+        let term = match build {
+            Build::Value(source) => leaf(Leaf::Value(source.clone()))?,
+            Build::Product([(_, a), (_, b)]) => {
+                for (factor, turn) in factors.iter_mut().zip([a, b]) {
+                    if *turn {
+                        *factor = to.add(Term::Transpose(*factor));
+                    }
+                }
+                Term::Product([factors[0], factors[1]])
+            }
+            Build::Transpose(_) => Term::Transpose(factors[0]),
+            Build::Sum(_) => Term::Sum(factors[0]),
+            Build::Scale(_, by) => Term::Scale([factors[0], to.add(leaf(Leaf::Number(*by))?)]),
+            Build::Reshape(_, dims) => {
+                Term::Reshape([factors[0], to.add(leaf(Leaf::Shape(dims.clone()))?)])
+            }
+            Build::Cast(_, dtype) => Term::Cast([factors[0], to.add(leaf(Leaf::DType(*dtype))?)]),
+        };
+        let id = to.add(term);
+        made.insert(place, id);
+        Some(id)
+    }
+
+    /// Makes `value` that of the plan, where it stands.
+    pub(crate) fn apply(
+        &self,
+        graph: &mut Graph,
+        value: ValueId,
+        rule: &'static str,
+    ) -> Result<(), PatchError> {
+        let op = graph.value(value).op;
+        let site = graph.op(op).site.clone();
+        let mut patch = graph.patch(rule);
+        // Before everything that stands where the value does.
+        patch.at_site(Site {
+            seq: site.seq.saturating_sub(1),
+            ..site
+        });
+        let mut made = BTreeMap::new();
+        match self.build(0) {
+            Some(Build::Value(source)) => patch.replace(value, source.value),
+            Some(build) => self.rewrite(&mut patch, op, build, &mut made),
+            None => Ok(()),
+        }
+    }
+
+    fn rewrite(
+        &self,
+        patch: &mut Patch<'_>,
+        op: OpId,
+        build: &Build,
+        made: &mut BTreeMap<usize, ValueId>,
+    ) -> Result<(), PatchError> {
+        let (kind, operands) = self.op(patch, build, made)?;
+        patch.at(op);
+        patch.rewrite(op, kind, &operands)
+    }
+
+    /// The op of a build, once its operands are there.
+    fn op(
+        &self,
+        patch: &mut Patch<'_>,
+        build: &Build,
+        made: &mut BTreeMap<usize, ValueId>,
+    ) -> Result<(Op, Vec<ValueId>), PatchError> {
+        let mut operands = Vec::new();
+        for need in build.needs() {
+            operands.push(self.value(patch, need, made)?);
+        }
+        let kind: Op = match build {
+            Build::Product([(_, a), (_, b)]) => MatMul::new(*a, *b).into(),
+            Build::Transpose(_) => {
+                let rank = patch.ty(operands[0]).rank();
+                let mut perm: smallvec::SmallVec<[usize; 4]> = (0..rank).collect();
+                perm.swap(rank - 2, rank - 1);
+                Transpose { perm }.into()
+            }
+            Build::Scale(_, by) => {
+                let by = patch.scalar_like(operands[0], *by)?;
+                operands.push(by);
+                Binary(BinaryKind::Mul).into()
+            }
+            Build::Reshape(_, dims) => {
+                let shape = dims.iter().map(|n| Dim::Known(*n as i64)).collect();
+                Reshape { shape }.into()
+            }
+            Build::Cast(_, to) => Cast { to: *to }.into(),
+            Build::Sum(_) => Reduce {
+                kind: ReduceKind::Sum,
+                axes: (0..patch.ty(operands[0]).rank() - 2).collect(),
+                keep_dims: false,
+            }
+            .into(),
+            Build::Value(_) => unreachable!("a value is there"),
+        };
+        Ok((kind, operands))
+    }
+
+    fn value(
+        &self,
+        patch: &mut Patch<'_>,
+        place: usize,
+        made: &mut BTreeMap<usize, ValueId>,
+    ) -> Result<ValueId, PatchError> {
+        if let Some(value) = made.get(&place) {
+            return Ok(*value);
+        }
+        let value = match self.build(place) {
+            Some(Build::Value(source)) => source.value,
+            Some(build) => {
+                let (kind, operands) = self.op(patch, build, made)?;
+                patch.add1(kind, &operands)?
+            }
+            None => unreachable!("what a choice needs is chosen"),
+        };
+        made.insert(place, value);
+        Ok(value)
+    }
+}

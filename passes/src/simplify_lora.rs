@@ -1,0 +1,84 @@
+//! `simplify-lora`: the gradient of an adapter's B in its cheapest spelling.
+//!
+//! ```text
+//!   v1 = matmul %x, %a {trans_b}        : f32[4,2]
+//!   …
+//! - v7 = matmul v6, %x {trans_a}        : f32[8,8]
+//! - v8 = matmul v7, %a {trans_b}        : f32[8,2]
+//! + v8 = matmul v6, v1 {trans_a}        : f32[8,2]
+//!   out "grad::b" = v8 gradient %b
+//! ```
+//!
+//! The gradient of B is `(x·A)ᵀ·dy`. Who spells it `Aᵀ·(xᵀ·dy)`, or computes `x·A` again, keeps `x` for the backward pass and
+//! not the narrow `x·A`. [`eqsat`](crate::eqsat) finds all that its rules make of a gradient, and the
+//! cheapest is taken, if it is cheaper than what is there: fewer bytes kept for the backward pass, then fewer
+//! FLOPs, then fewer ops. Bytes count whether something else keeps them or not, so that what becomes of an adapter does not depend on
+//! the rest of the graph. Each adapter is looked at by itself. A is a constant here: before `freeze-lora-a`, its own gradient would need `x`.
+
+use crate::eliminate_dead_code::live_ops;
+use crate::eqsat::{read, simplify};
+use crate::freeze_lora_a::certify;
+use crate::pass::{Changed, Pass, PassCx, PassError, PassKind};
+use lorafa_ir::layout::Views;
+use lorafa_ir::{Adapter, Graph, OutputKind, ValueId};
+
+/// See the module.
+pub struct SimplifyLora;
+
+impl Pass for SimplifyLora {
+    fn name(&self) -> &'static str {
+        "simplify-lora"
+    }
+
+    fn kind(&self) -> PassKind {
+        PassKind::Equivalence
+    }
+
+    fn run(&self, graph: &mut Graph, cx: &mut PassCx) -> Result<Changed, PassError> {
+        let gradients = gradients(graph);
+        let (views, live) = (Views::of(graph), live_ops(graph));
+        let found = gradients.iter().filter_map(|(adapter, gradient)| {
+            let (terms, root) = read::gradient(graph, &views, &live, adapter, *gradient)?;
+            Some((adapter, *gradient, simplify(terms, root)?))
+        });
+        let found: Vec<_> = found.collect();
+        for (adapter, gradient, simplified) in &found {
+            simplified.plan.apply(graph, *gradient, self.name())?;
+            let (before, after) = (simplified.before, simplified.after);
+            let rules: Vec<&str> = simplified.rules.iter().map(|r| r.as_str()).collect();
+            cx.note(format_args!(
+                "{}: {} B, {} FLOPs, {} ops before, {} B, {} FLOPs, {} ops after, by {}",
+                adapter.module,
+                before.bytes,
+                before.flops,
+                before.ops,
+                after.bytes,
+                after.flops,
+                after.ops,
+                rules.join(", ")
+            ));
+        }
+        if let Some(old) = cx.certificate.as_ref().filter(|_| !found.is_empty()) {
+            let (before, new) = (old.released().count(), certify(graph));
+            let (after, all) = (new.released().count(), new.proofs.len());
+            cx.note(format_args!(
+                "{before} of {all} adapters release x before, {after} after"
+            ));
+            cx.certificate = Some(new);
+        }
+        Ok(Changed::from_count(found.len()))
+    }
+}
+
+/// Adapters whose B trains, each with its gradient.
+fn gradients(graph: &Graph) -> Vec<(Adapter, ValueId)> {
+    let found = graph.outputs().iter().filter_map(|output| {
+        let OutputKind::Gradient(param) = output.kind else {
+            return None;
+        };
+        let mut adapters = graph.adapters().iter();
+        let adapter = adapters.find(|adapter| adapter.b == param)?;
+        Some((adapter.clone(), output.value))
+    });
+    found.collect()
+}
