@@ -10,6 +10,9 @@ pub(crate) mod read;
 pub(crate) mod rules;
 pub(crate) mod write;
 
+#[cfg(test)]
+mod tests;
+
 use egg::{Id, Runner, SimpleScheduler, Symbol};
 use extract::Cost;
 use language::{Terms, Types};

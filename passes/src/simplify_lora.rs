@@ -16,7 +16,7 @@
 //! the rest of the graph. Each adapter is looked at by itself. A is a constant here: before `freeze-lora-a`, its own gradient would need `x`.
 
 use crate::eliminate_dead_code::live_ops;
-use crate::eqsat::{read, simplify};
+use crate::eqsat::{read, simplify, write};
 use crate::freeze_lora_a::certify;
 use crate::pass::{Changed, Pass, PassCx, PassError, PassKind};
 use lorafa_ir::layout::Views;
@@ -42,8 +42,15 @@ impl Pass for SimplifyLora {
             Some((adapter, *gradient, simplify(terms, root)?))
         });
         let found: Vec<_> = found.collect();
+        let mut scalars = write::scalars(graph);
         for (adapter, gradient, simplified) in &found {
-            simplified.plan.apply(graph, *gradient, self.name())?;
+            write::write(
+                &simplified.plan,
+                graph,
+                &mut scalars,
+                *gradient,
+                self.name(),
+            )?;
             let (before, after) = (simplified.before, simplified.after);
             let rules: Vec<&str> = simplified.rules.iter().map(|r| r.as_str()).collect();
             cx.note(format_args!(

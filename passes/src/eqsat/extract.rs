@@ -108,7 +108,7 @@ fn least(class: &[Choice]) -> Cost {
 }
 
 /// What each class costs at least: its cheapest term, and the dearest of what that needs.
-fn bounds(problem: &Problem) -> Vec<Cost> {
+pub(super) fn bounds(problem: &Problem) -> Vec<Cost> {
     let mut bounds = vec![Cost::MOST; problem.classes.len()];
     loop {
         let mut changed = false;
@@ -134,7 +134,7 @@ fn bound(problem: &Problem, bounds: &[Cost], choice: &Choice) -> Cost {
 }
 
 /// Of each class the term whose bound is lowest: bounds fall from a term to what it needs, so it is no cycle.
-fn greedy(problem: &Problem, bounds: &[Cost]) -> Chosen {
+pub(super) fn greedy(problem: &Problem, bounds: &[Cost]) -> Chosen {
     let mut chosen = vec![None; problem.classes.len()];
     let mut work = vec![problem.root];
     while let Some(class) = work.pop() {

@@ -6,8 +6,12 @@ use egg::{Id, Language, RecExpr};
 use lorafa_ir::ops::{
     Binary, BinaryKind, Cast, MatMul, Op, Reduce, ReduceKind, Reshape, Transpose,
 };
-use lorafa_ir::{DType, Dim, Graph, OpId, Patch, PatchError, Site, ValueId};
+use lorafa_ir::{DType, Dim, Graph, Patch, PatchError, Site, ValueId};
+use smallvec::SmallVec;
 use std::collections::BTreeMap;
+
+/// The place of the class that is asked for.
+const ROOT: usize = 0;
 
 /// A term whose factors are places of classes, transposes of a product's factors as its flags.
 #[derive(Clone, Debug)]
@@ -67,7 +71,10 @@ impl Classes {
 
     /// What extraction chooses among.
     fn problem(&self, terms: &Terms) -> Problem {
-        let mut problem = Problem::default();
+        let mut problem = Problem {
+            root: ROOT,
+            ..Problem::default()
+        };
         let mut kept: BTreeMap<ValueId, usize> = BTreeMap::new();
         for (id, builds) in self.ids.iter().zip(&self.builds) {
             let choices = builds.iter().map(|build| {
@@ -195,7 +202,7 @@ impl Plan {
     pub(super) fn expression(&self, terms: &Terms) -> Option<RecExpr<Term>> {
         let mut expression = RecExpr::default();
         let mut made = BTreeMap::new();
-        self.term(terms, 0, &mut expression, &mut made)?;
+        self.term(terms, ROOT, &mut expression, &mut made)?;
         Some(expression)
     }
 
@@ -237,64 +244,84 @@ impl Plan {
         made.insert(place, id);
         Some(id)
     }
+}
 
-    /// Makes `value` that of the plan, where it stands.
-    pub(crate) fn apply(
-        &self,
-        graph: &mut Graph,
-        value: ValueId,
-        rule: &'static str,
-    ) -> Result<(), PatchError> {
-        let op = graph.value(value).op;
-        let site = graph.op(op).site.clone();
-        let mut patch = graph.patch(rule);
-        // Before everything that stands where the value does.
-        patch.at_site(Site {
-            seq: site.seq.saturating_sub(1),
-            ..site
-        });
-        let mut made = BTreeMap::new();
-        match self.build(0) {
-            Some(Build::Value(source)) => patch.replace(value, source.value),
-            Some(build) => self.rewrite(&mut patch, op, build, &mut made),
-            None => Ok(()),
+/// Scalar constants of a graph by type and bits.
+pub(crate) type Scalars = BTreeMap<(DType, u64), ValueId>;
+
+/// The scalar constants that a graph has.
+pub(crate) fn scalars(graph: &Graph) -> Scalars {
+    let mut scalars = Scalars::new();
+    for op in graph.ops() {
+        if let Op::Constant(constant) = &op.kind
+            && let Some(number) = constant.as_f64()
+            && graph.ty(op.results[0]).rank() == 0
+        {
+            let dtype = graph.ty(op.results[0]).dtype;
+            let key = (dtype, number.to_bits());
+            scalars.entry(key).or_insert(op.results[0]);
         }
     }
+    scalars
+}
 
-    fn rewrite(
-        &self,
-        patch: &mut Patch<'_>,
-        op: OpId,
-        build: &Build,
-        made: &mut BTreeMap<usize, ValueId>,
-    ) -> Result<(), PatchError> {
-        let (kind, operands) = self.op(patch, build, made)?;
-        patch.at(op);
-        patch.rewrite(op, kind, &operands)
+/// Makes `value` that of a plan, where it stands.
+pub(crate) fn write(
+    plan: &Plan,
+    graph: &mut Graph,
+    scalars: &mut Scalars,
+    value: ValueId,
+    rule: &'static str,
+) -> Result<(), PatchError> {
+    let op = graph.value(value).op;
+    let site = graph.op(op).site.clone();
+    let mut patch = graph.patch(rule);
+    // Before everything that stands where the value does.
+    let seq = site.seq.saturating_sub(1);
+    patch.at_site(Site {
+        seq,
+        ..site.clone()
+    });
+    let mut writer = Writer {
+        plan,
+        patch,
+        scalars,
+        made: BTreeMap::new(),
+    };
+    match plan.build(ROOT) {
+        Some(Build::Value(source)) => writer.patch.replace(value, source.value),
+        Some(build) => {
+            let (kind, operands) = writer.op(build)?;
+            writer.patch.at_site(site).rewrite(op, kind, &operands)
+        }
+        None => Ok(()),
     }
+}
 
+struct Writer<'a> {
+    plan: &'a Plan,
+    patch: Patch<'a>,
+    scalars: &'a mut Scalars,
+    made: BTreeMap<usize, ValueId>,
+}
+
+impl Writer<'_> {
     /// The op of a build, once its operands are there.
-    fn op(
-        &self,
-        patch: &mut Patch<'_>,
-        build: &Build,
-        made: &mut BTreeMap<usize, ValueId>,
-    ) -> Result<(Op, Vec<ValueId>), PatchError> {
+    fn op(&mut self, build: &Build) -> Result<(Op, Vec<ValueId>), PatchError> {
         let mut operands = Vec::new();
         for need in build.needs() {
-            operands.push(self.value(patch, need, made)?);
+            operands.push(self.value(need)?);
         }
+        let rank = operands.first().map_or(0, |v| self.patch.ty(*v).rank());
         let kind: Op = match build {
             Build::Product([(_, a), (_, b)]) => MatMul::new(*a, *b).into(),
             Build::Transpose(_) => {
-                let rank = patch.ty(operands[0]).rank();
-                let mut perm: smallvec::SmallVec<[usize; 4]> = (0..rank).collect();
-                perm.swap(rank - 2, rank - 1);
+                let mut perm: SmallVec<[usize; 4]> = (0..rank).collect();
+                perm[rank.saturating_sub(2)..].reverse();
                 Transpose { perm }.into()
             }
             Build::Scale(_, by) => {
-                let by = patch.scalar_like(operands[0], *by)?;
-                operands.push(by);
+                operands.push(self.scalar(operands[0], *by)?);
                 Binary(BinaryKind::Mul).into()
             }
             Build::Reshape(_, dims) => {
@@ -304,7 +331,7 @@ impl Plan {
             Build::Cast(_, to) => Cast { to: *to }.into(),
             Build::Sum(_) => Reduce {
                 kind: ReduceKind::Sum,
-                axes: (0..patch.ty(operands[0]).rank() - 2).collect(),
+                axes: (0..rank.saturating_sub(2)).collect(),
                 keep_dims: false,
             }
             .into(),
@@ -313,24 +340,30 @@ impl Plan {
         Ok((kind, operands))
     }
 
-    fn value(
-        &self,
-        patch: &mut Patch<'_>,
-        place: usize,
-        made: &mut BTreeMap<usize, ValueId>,
-    ) -> Result<ValueId, PatchError> {
-        if let Some(value) = made.get(&place) {
+    /// A number of the element type of `like`.
+    fn scalar(&mut self, like: ValueId, number: f64) -> Result<ValueId, PatchError> {
+        let key = (self.patch.ty(like).dtype, number.to_bits());
+        if let Some(there) = self.scalars.get(&key) {
+            return Ok(*there);
+        }
+        let scalar = self.patch.scalar(key.0, number)?;
+        self.scalars.insert(key, scalar);
+        Ok(scalar)
+    }
+
+    fn value(&mut self, place: usize) -> Result<ValueId, PatchError> {
+        if let Some(value) = self.made.get(&place) {
             return Ok(*value);
         }
-        let value = match self.build(place) {
+        let value = match self.plan.build(place) {
             Some(Build::Value(source)) => source.value,
             Some(build) => {
-                let (kind, operands) = self.op(patch, build, made)?;
-                patch.add1(kind, &operands)?
+                let (kind, operands) = self.op(build)?;
+                self.patch.add1(kind, &operands)?
             }
             None => unreachable!("what a choice needs is chosen"),
         };
-        made.insert(place, value);
+        self.made.insert(place, value);
         Ok(value)
     }
 }
