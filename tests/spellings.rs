@@ -6,11 +6,13 @@ mod common;
 use common::{Model, joint, options};
 use lorafa_ir::layout::Views;
 use lorafa_ir::ops::MatMul;
+use lorafa_ir::text;
 use lorafa_ir::{Adapter, Graph, Op, OpId, OutputKind, Patch, PatchError, Region, ValueId};
 use lorafa_passes::freeze_lora_a::Certificate;
-use lorafa_passes::pass::Method;
+use lorafa_passes::pass::{Method, Options};
 use lorafa_passes::{Manager, PassCx, registry};
 use lorafa_plan::plan;
+use std::path::Path;
 
 /// Puts another spelling in the place of a product of `dy` with `x·A`, which is its operand `slot`.
 type Spoil = fn(&mut Patch<'_>, &Adapter, Product) -> Result<(), PatchError>;
@@ -147,4 +149,21 @@ fn bad_spellings_take_no_more_and_release_as_much() {
             );
         }
     }
+}
+
+/// A layer that is a product with W + s·A·B, and its backward pass, end as LoRA-FA like any other.
+#[test]
+fn a_merged_layer_releases_x() {
+    let fixture = "tests/fixtures/passes/unmerge-lora/training.lir";
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(fixture);
+    let mut graph = text::parse(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let mut cx = PassCx::new(Options::default());
+    Manager::new().build(&mut graph, &mut cx).unwrap();
+    let certificate = cx.certificate.unwrap();
+    assert_eq!(certificate.released().count(), 1);
+    assert_eq!(certificate.proofs.len(), 1);
+    // Nothing multiplies the two matrices any more.
+    let adapter = &graph.adapters()[0];
+    let mut products = graph.ops().filter(|op| matches!(op.kind, Op::MatMul(_)));
+    assert!(!products.any(|op| op.operands.starts_with(&[adapter.b, adapter.a])));
 }

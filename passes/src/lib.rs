@@ -35,6 +35,7 @@ pub mod registry;
 pub mod rematerialize;
 pub mod simplify_lora;
 pub mod targets;
+pub mod unmerge_lora;
 
 pub use manager::{Manager, RunError};
 pub use pass::{Changed, Pass, PassCx, PassError, PassKind};

@@ -6,7 +6,7 @@ use crate::{
     eliminate_common_subexpressions, eliminate_dead_code, find_gradients, find_lora, find_training,
     fold_constants, freeze_lora_a, fuse_activations, fuse_attention, fuse_loss, fuse_norms,
     fuse_products, fuse_rotary, inject_lora, mask_relu, pack_frozen, redraw_masks, rematerialize,
-    simplify_lora,
+    simplify_lora, unmerge_lora,
 };
 use lorafa_ir::Graph;
 
@@ -20,6 +20,7 @@ pub const PREPARE: Stage = &[
     &find_training::FindTraining,
     &canonicalize::Canonicalize,
     &fold_constants::FoldConstants,
+    &unmerge_lora::UnmergeLora,
     &eliminate_common_subexpressions::EliminateCommonSubexpressions,
     &eliminate_dead_code::EliminateDeadCode,
     &find_lora::FindLora,

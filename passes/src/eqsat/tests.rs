@@ -3,8 +3,9 @@ use super::language::{Dims, Kind, Leaf, Source, Tensor, Term, Terms, leaf, terms
 use super::rules::{RULES, form};
 use crate::eliminate_dead_code::EliminateDeadCode;
 use crate::manager::Manager;
-use crate::pass::{Options, PassCx};
+use crate::pass::{Options, Pass, PassCx};
 use crate::simplify_lora::SimplifyLora;
+use crate::unmerge_lora::UnmergeLora;
 use egg::{ENodeOrVar, Id, RecExpr, Subst, Var};
 use lorafa_ir::interp::{self, Array};
 use lorafa_ir::ops::{
@@ -349,40 +350,52 @@ fn inputs(graph: &Graph, rng: &mut Rng) -> BTreeMap<ValueId, Array> {
     params.collect()
 }
 
-fn gradients(graph: &Graph, inputs: &BTreeMap<ValueId, Array>) -> Vec<Array> {
+fn outputs(graph: &Graph, inputs: &BTreeMap<ValueId, Array>) -> Vec<Array> {
     let values = interp::run(graph, inputs).unwrap();
     let outputs = graph.outputs().iter();
-    let gradients = outputs.filter(|o| matches!(o.kind, OutputKind::Gradient(_)));
-    gradients.map(|o| values[&o.value].clone()).collect()
+    outputs.map(|o| values[&o.value].clone()).collect()
 }
 
-#[test]
-fn simplified_gradients_have_the_same_numbers() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/passes/simplify-lora");
+/// Runs a pass on its fixtures and compares what the graphs compute; how many it changed.
+fn changed_with_the_same_numbers(pass: &dyn Pass) -> usize {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/passes");
     let mut changed = 0;
-    for entry in std::fs::read_dir(root).unwrap() {
+    for entry in std::fs::read_dir(fixtures.join(pass.name())).unwrap() {
         let path = entry.unwrap().path();
         let mut graph = text::parse(&std::fs::read_to_string(&path).unwrap()).unwrap();
         // The loss has no reference semantics, and no gradient reads it.
-        let mut patch = graph.patch("gradients");
-        patch.retain_outputs(|output| matches!(output.kind, OutputKind::Gradient(_)));
+        let mut patch = graph.patch("no-loss");
+        patch.retain_outputs(|output| output.kind != OutputKind::Loss);
         let mut cx = PassCx::new(Options::default());
         let mut manager = Manager::new();
-        manager
-            .run(&[&EliminateDeadCode], &mut graph, &mut cx)
-            .unwrap();
+        let mut run = |pass: &dyn Pass, graph: &mut Graph| {
+            manager.run(&[pass], graph, &mut cx).unwrap();
+        };
+        run(&EliminateDeadCode, &mut graph);
         let inputs = inputs(&graph, &mut Rng(13));
-        let before = (graph.to_string(), gradients(&graph, &inputs));
-        manager.run(&[&SimplifyLora], &mut graph, &mut cx).unwrap();
-        changed += usize::from(graph.to_string() != before.0);
-        let after = gradients(&graph, &inputs);
-        assert_eq!(after.len(), before.1.len());
-        for (l, r) in before.1.iter().zip(&after) {
+        let (old, before) = (graph.to_string(), outputs(&graph, &inputs));
+        run(pass, &mut graph);
+        changed += usize::from(graph.to_string() != old);
+        let after = outputs(&graph, &inputs);
+        assert_eq!(after.len(), before.len());
+        for (l, r) in before.iter().zip(&after) {
             assert_eq!(l.shape, r.shape);
             for (l, r) in l.data.iter().zip(&r.data) {
                 assert!((l - r).abs() < 1e-9, "{}: {l} and {r}", path.display());
             }
         }
     }
+    changed
+}
+
+#[test]
+fn simplified_gradients_have_the_same_numbers() {
+    let changed = changed_with_the_same_numbers(&SimplifyLora);
     assert!(changed >= 8, "{changed}");
+}
+
+#[test]
+fn unmerged_adapters_have_the_same_numbers() {
+    let changed = changed_with_the_same_numbers(&UnmergeLora);
+    assert!(changed >= 4, "{changed}");
 }
