@@ -13,7 +13,7 @@ pub(crate) mod write;
 #[cfg(test)]
 mod tests;
 
-use egg::{Id, Runner, SimpleScheduler, Symbol};
+use egg::{Id, Runner, SimpleScheduler};
 use extract::Cost;
 use language::{Terms, Types};
 use std::time::Duration;
@@ -41,10 +41,8 @@ pub(crate) struct Simplified {
     pub(crate) plan: write::Plan,
     /// What the term costs as it is.
     pub(crate) before: Cost,
-    /// What the other spelling costs.
-    pub(crate) after: Cost,
     /// The rules that lead from one to the other.
-    pub(crate) rules: Vec<Symbol>,
+    pub(crate) rules: Vec<String>,
 }
 
 /// The cheapest spelling of a term, if that is cheaper than the term itself.
@@ -53,8 +51,7 @@ pub(crate) fn simplify(terms: Terms, root: Id) -> Option<Simplified> {
     let before = write::cost(&terms, &found);
     let mut terms = saturate(terms);
     let plan = write::Plan::of(&terms, root)?;
-    let after = plan.cost;
-    if after >= before {
+    if plan.cost >= before {
         return None;
     }
     let chosen = plan.expression(&terms)?;
@@ -62,7 +59,6 @@ pub(crate) fn simplify(terms: Terms, root: Id) -> Option<Simplified> {
     Some(Simplified {
         plan,
         before,
-        after,
         rules,
     })
 }

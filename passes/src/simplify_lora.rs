@@ -37,32 +37,27 @@ impl Pass for SimplifyLora {
     fn run(&self, graph: &mut Graph, cx: &mut PassCx) -> Result<Changed, PassError> {
         let gradients = gradients(graph);
         let (views, live) = (Views::of(graph), live_ops(graph));
-        let found = gradients.iter().filter_map(|(adapter, gradient)| {
-            let (terms, root) = read::gradient(graph, &views, &live, adapter, *gradient)?;
-            Some((adapter, *gradient, simplify(terms, root)?))
-        });
-        let found: Vec<_> = found.collect();
+        let mut found = Vec::new();
+        for (adapter, gradient) in &gradients {
+            let read = read::gradient(graph, &views, &live, adapter, *gradient);
+            let Some((terms, root)) = read else {
+                continue;
+            };
+            match simplify(terms, root) {
+                Some(simplified) => found.push((adapter, *gradient, simplified)),
+                None => cx.note(format_args!("{}: no spelling is cheaper", adapter.module)),
+            }
+        }
         let mut scalars = write::scalars(graph);
         for (adapter, gradient, simplified) in &found {
-            write::write(
-                &simplified.plan,
-                graph,
-                &mut scalars,
-                *gradient,
-                self.name(),
-            )?;
-            let (before, after) = (simplified.before, simplified.after);
-            let rules: Vec<&str> = simplified.rules.iter().map(|r| r.as_str()).collect();
+            let plan = &simplified.plan;
+            write::write(plan, graph, &mut scalars, *gradient, self.name())?;
             cx.note(format_args!(
-                "{}: {} B, {} FLOPs, {} ops before, {} B, {} FLOPs, {} ops after, by {}",
+                "{}: {} before; {} after {}",
                 adapter.module,
-                before.bytes,
-                before.flops,
-                before.ops,
-                after.bytes,
-                after.flops,
-                after.ops,
-                rules.join(", ")
+                simplified.before,
+                plan.cost,
+                simplified.rules.join(", ")
             ));
         }
         if let Some(old) = cx.certificate.as_ref().filter(|_| !found.is_empty()) {

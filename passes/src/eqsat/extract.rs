@@ -4,6 +4,7 @@
 //! need not be the cheapest of all. The search tries every choice, and leaves out those that cannot be cheaper
 //! than the best so far.
 
+use std::fmt;
 use std::ops::Add;
 
 /// What a choice costs. Bytes matter first, then products, then ops.
@@ -24,6 +25,13 @@ impl Cost {
         flops: u64::MAX,
         ops: u64::MAX,
     };
+}
+
+impl fmt::Display for Cost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Cost { bytes, flops, ops } = self;
+        write!(f, "{bytes} B kept, {flops} FLOPs, ops: {ops}")
+    }
 }
 
 impl Add for Cost {

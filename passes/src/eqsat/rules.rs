@@ -167,18 +167,20 @@ pub(crate) fn all() -> &'static [Rewrite<Term, Types>] {
     &ALL
 }
 
-/// The names of the rules that lead from one term to another, as egg explains it; a name after a minus was used from right to left.
-pub(crate) fn chain(terms: &mut Terms, from: &RecExpr<Term>, to: &RecExpr<Term>) -> Vec<Symbol> {
+/// The rules that lead from one term to another, as egg explains it, with those that were used from right to left marked so.
+pub(crate) fn chain(terms: &mut Terms, from: &RecExpr<Term>, to: &RecExpr<Term>) -> Vec<String> {
     let mut explained = terms.explain_equivalence(from, to);
     let mut names = Vec::new();
     for term in explained.make_flat_explanation() {
         names_in(term, &mut names);
     }
+    names.dedup();
     names
 }
 
-fn names_in(term: &FlatTerm<Term>, names: &mut Vec<Symbol>) {
-    names.extend(term.forward_rule.or(term.backward_rule));
+fn names_in(term: &FlatTerm<Term>, names: &mut Vec<String>) {
+    names.extend(term.forward_rule.map(|rule| rule.to_string()));
+    names.extend(term.backward_rule.map(|rule| format!("{rule} reversed")));
     for child in &term.children {
         names_in(child, names);
     }
