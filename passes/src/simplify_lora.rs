@@ -10,7 +10,7 @@
 //! ```
 //!
 //! The gradient of B is `(x·A)ᵀ·dy`. Who spells it `Aᵀ·(xᵀ·dy)`, or computes `x·A` again, keeps `x` for the backward pass and
-//! not the narrow `x·A`. [`eqsat`](crate::eqsat) finds all that its rules make of a gradient, and the
+//! not the narrow `x·A`. Equality saturation (`eqsat/`) finds all that its rules make of a gradient, and the
 //! cheapest is taken, if it is cheaper than what is there: fewer bytes kept for the backward pass, then fewer
 //! FLOPs, then fewer ops. Bytes count whether something else keeps them or not, so that what becomes of an adapter does not depend on
 //! the rest of the graph. Each adapter is looked at by itself. A is a constant here: before `freeze-lora-a`, its own gradient would need `x`.
@@ -53,7 +53,7 @@ impl Pass for SimplifyLora {
             let plan = &simplified.plan;
             write::write(plan, graph, &mut scalars, *gradient, self.name())?;
             cx.note(format_args!(
-                "{}: {} before; {} after {}",
+                "{}: from {} to {} by {}",
                 adapter.module,
                 simplified.before,
                 plan.cost,

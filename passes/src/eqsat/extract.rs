@@ -30,7 +30,7 @@ impl Cost {
 impl fmt::Display for Cost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Cost { bytes, flops, ops } = self;
-        write!(f, "{bytes} B kept, {flops} FLOPs, ops: {ops}")
+        write!(f, "{bytes} B kept, {flops} FLOPs, {ops} ops")
     }
 }
 

@@ -150,8 +150,12 @@ impl Analysis<Term> for Types {
         kind(terms, term).unwrap_or(Kind::IllTyped)
     }
 
-    fn merge(&mut self, _: &mut Kind, _: Kind) -> DidMerge {
-        DidMerge(false, false)
+    fn merge(&mut self, kind: &mut Kind, other: Kind) -> DidMerge {
+        if *kind == Kind::IllTyped && other != Kind::IllTyped {
+            *kind = other;
+            return DidMerge(true, false);
+        }
+        DidMerge(false, *kind != other)
     }
 
     /// A product of factors is a factor.

@@ -24,6 +24,8 @@ pub(crate) struct Reader<'g> {
     within: BTreeMap<ValueId, Within>,
     terms: Terms,
     made: BTreeMap<ValueId, Option<Id>>,
+    /// How many ops of the forward pass are being read.
+    depth: usize,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -61,6 +63,7 @@ pub(crate) fn gradient(
         within: BTreeMap::new(),
         terms: terms(),
         made: BTreeMap::new(),
+        depth: 0,
     };
     reader.inputs.insert(reader.root(adapter.xa));
     let mut x = adapter.x;
@@ -200,7 +203,7 @@ impl Reader<'_> {
 
     /// The term of a value: itself, what it is made of, or both, which are equal. `None` for symbolic types.
     ///
-    /// Recursion is as deep as [`MAX_OPS`] and the forward pass's chains of views and casts allow.
+    /// Recursion is as deep as [`MAX_OPS`] and [`MAX_STEPS`] allow.
     fn value(&mut self, value: ValueId) -> Option<Id> {
         if let Some(id) = self.made.get(&value) {
             return *id;
@@ -217,10 +220,13 @@ impl Reader<'_> {
             false => None,
         };
         let form = self.form(value).filter(|form| self.is_made(value, form));
+        let forward = usize::from(!self.is_backward(value));
+        self.depth += forward;
         let made = match form {
             Some(form) => Some(self.term(value, form)?),
             None => None,
         };
+        self.depth -= forward;
         match (saved, made) {
             (Some(saved), Some(made)) => {
                 self.terms.union_trusted(made, saved, "saved-value");
@@ -244,7 +250,7 @@ impl Reader<'_> {
         match self.within.get(&value) {
             Some(Within { of_input: true, .. }) => true,
             Some(within) => !matches!(form, Form::Product(_)) && (view || !within.shared),
-            None if self.is_backward(value) => false,
+            None if self.is_backward(value) || self.depth == MAX_STEPS => false,
             None => match form {
                 Form::Product(_) => value == self.xa,
                 Form::Sum => false,

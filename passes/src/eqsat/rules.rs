@@ -22,7 +22,7 @@ pub(crate) const RULES: &[Rule] = &[
     ("scale-right-out",       "(product ?a (scale ?b ?k))",            "(scale (product ?a ?b) ?k)",                       always),
     ("scale-left-in",         "(scale (product ?a ?b) ?k)",            "(product (scale ?a ?k) ?b)",                       always),
     ("scale-right-in",        "(scale (product ?a ?b) ?k)",            "(product ?a (scale ?b ?k))",                       always),
-    ("scale-twice",           "(scale (scale ?a ?k) ?l)",              "(scale ?a (times ?k ?l))",                         always),
+    ("scale-twice",           "(scale (scale ?a ?k) ?l)",              "(scale ?a (times ?k ?l))",                         one_factor),
     ("scale-transpose",       "(scale (transpose ?a) ?k)",             "(transpose (scale ?a ?k))",                        always),
     ("transpose-scale",       "(transpose (scale ?a ?k))",             "(scale (transpose ?a) ?k)",                        always),
     ("scale-reshape",         "(scale (reshape ?a ?s) ?k)",            "(reshape (scale ?a ?k) ?s)",                       always),
@@ -67,6 +67,12 @@ fn with_last(dims: &Dims, last: u64) -> Option<Dims> {
     Some(dims)
 }
 
+/// How many rows there are in all.
+fn rows(dims: &Dims) -> u64 {
+    let rows = dims.split_last();
+    rows.map_or(1, |(_, rows)| rows.iter().product())
+}
+
 fn always(_: &mut Terms, _: &mut Subst) -> Option<()> {
     Some(())
 }
@@ -75,6 +81,18 @@ fn always(_: &mut Terms, _: &mut Subst) -> Option<()> {
 fn has_shape(terms: &mut Terms, subst: &mut Subst) -> Option<()> {
     let same = tensor(terms, subst, "?a")?.dims == *kind(terms, subst, "?s")?.shape()?;
     same.then_some(())
+}
+
+/// The product of the factors `?k` and `?l` is one that the elements of `?a` can be multiplied with.
+fn one_factor(terms: &mut Terms, subst: &mut Subst) -> Option<()> {
+    let (Kind::Number(k), Kind::Number(l)) = (kind(terms, subst, "?k")?, kind(terms, subst, "?l")?)
+    else {
+        return None;
+    };
+    let exact = k * l;
+    let rounded = tensor(terms, subst, "?a")?.dtype.round(exact);
+    let lost = rounded == 0.0 && *k != 0.0 && *l != 0.0;
+    (rounded.is_finite() && !lost).then_some(())
 }
 
 /// `?w` is one matrix.
@@ -88,19 +106,20 @@ fn keeps_columns(terms: &mut Terms, subst: &mut Subst) -> Option<()> {
     let [inner, columns] = *tensor(terms, subst, "?w")?.dims.as_slice() else {
         return None;
     };
+    let product = &tensor(terms, subst, "?x")?.dims;
     let to = kind(terms, subst, "?s")?.shape()?;
-    let keeps = to.len() >= 2 && *to.last()? == columns;
-    let rows = keeps.then(|| with_last(to, inner))??;
-    bind(terms, subst, "?r", rows)
+    let keeps = to.len() >= 2 && *to.last()? == columns && rows(product) == rows(to);
+    let factor = keeps.then(|| with_last(to, inner))??;
+    bind(terms, subst, "?r", factor)
 }
 
 /// The shape `?s` of rows `?x`, which are multiplied with a matrix `?w`, has their columns: `?r` has those of the product.
 fn keeps_inner(terms: &mut Terms, subst: &mut Subst) -> Option<()> {
     one_matrix(terms, subst)?;
     let columns = *tensor(terms, subst, "?w")?.dims.last()?;
-    let rows = &tensor(terms, subst, "?x")?.dims;
+    let x = &tensor(terms, subst, "?x")?.dims;
     let to = kind(terms, subst, "?s")?.shape()?;
-    let keeps = rows.len() >= 2 && rows.last() == to.last();
+    let keeps = x.len() >= 2 && x.last() == to.last() && rows(x) == rows(to);
     let product = keeps.then(|| with_last(to, columns))??;
     bind(terms, subst, "?r", product)
 }

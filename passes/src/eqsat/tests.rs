@@ -77,7 +77,7 @@ impl Draw {
                 "?s" | "?t" => Leaf::Shape(other_shape(rng, &drawn)),
                 _ => {
                     let rank = 2 + rng.below(2);
-                    let dims: Dims = (0..rank).map(|_| rng.pick(&[2, 3])).collect();
+                    let dims: Dims = (0..rank).map(|_| rng.pick(&[2, 3, 2, 3, 1, 0])).collect();
                     drawn.push(dims.clone());
                     let dtype = DType::F64;
                     Leaf::Value(Source {
