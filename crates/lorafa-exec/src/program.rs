@@ -39,8 +39,6 @@ pub enum Mode {
 pub struct Program {
     // Before the memory that they use, so that they are dropped first.
     pub(crate) steps: Vec<Step>,
-    /// On the host, for masks on their way to another device.
-    pub(crate) staging: Vec<u8>,
     pub(crate) memory: Vec<Memory>,
     pub(crate) device: OpenDevice,
     pub(crate) mode: Mode,

@@ -34,6 +34,7 @@ mod gather;
 mod indices;
 mod layer_norm;
 mod linear_cross_entropy;
+mod mask;
 mod matmul;
 mod reduce;
 mod rms_norm;
@@ -54,7 +55,7 @@ use crate::error::KernelError;
 use crate::shim::{Arg, Call};
 use crate::view::{View, code};
 
-pub(crate) use dropout::Mask;
+pub(crate) use mask::Mask;
 
 /// One thing that a program does.
 #[derive(Debug)]
@@ -68,7 +69,7 @@ pub(crate) struct Task {
 pub(crate) enum Work {
     /// Calls libtorch.
     Call(Call),
-    /// Draws a mask.
+    /// Draws a mask, some elements after the other.
     Mask(Box<Mask>),
 }
 
