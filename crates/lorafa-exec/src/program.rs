@@ -180,7 +180,7 @@ impl Program {
         self.memory.len()
     }
 
-    /// How many kernels a step calls.
+    /// How many kernels a step calls, those that draw a mask as one.
     #[must_use]
     pub fn calls(&self) -> usize {
         self.steps.iter().filter(|step| step.trains()).count()

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Integers wrap around alike everywhere, so that a step drops the same elements on every device. All numbers are the
-//! host's, which kernels of any device take as arguments; of these, only where a counter starts depends on the step.
+//! host's, which kernels of any device take as arguments; of these, only where a counter starts depends on the step. It has
+//! run on the CPU only.
 // Runs kernels over raw pointers.
 #![allow(unsafe_code)]
 
@@ -182,4 +183,96 @@ fn run(name: &str, overload: &str, args: &[Arg<'_>]) -> Done {
     let call = Call::new(&format!("aten::{name}"), overload, args)?;
     // SAFETY: a mask is drawn by its program, which owns the memory, and nobody else uses it.
     unsafe { call.run() }
+}
+
+#[cfg(test)]
+mod tests {
+    use lorafa_ir::ops::Scalar;
+    use lorafa_plan::Scratch;
+
+    use super::*;
+    use crate::shim::InferenceMode;
+
+    /// Draws a mask that has these places, with as much room as so many bytes, and holds it against who survives.
+    fn check(of: Dropout, places: &View, room: u64, step: u64) {
+        let _inference = InferenceMode::enter();
+        let longest = places.shape().iter().copied().max().unwrap();
+        let sizes = [room, longest * DType::I64.size()];
+        let bytes = sizes
+            .map(|n| n.next_multiple_of(SCRATCH_ALIGN))
+            .iter()
+            .sum();
+        let mut memory = vec![0u64; bytes as usize / 8];
+        let mut mask = vec![0xffu8; places.elements() as usize];
+        let scratch = (memory.as_mut_ptr().cast(), Scratch { offset: 0, bytes });
+        let mut tasks = Vec::new();
+        let mut cx = Cx::new(&[], &[], &[], Some(scratch), OpenDevice::CPU, &mut tasks);
+        let over = cx.scratch(DType::U8, &[room]);
+        let drawn = Room::new(&mut cx, longest, &over).unwrap();
+        assert_eq!(cx.used(), bytes);
+        let out = View::contiguous(mask.as_mut_ptr(), DType::Bool, places.shape());
+        drawn.draw(of, out, places.clone(), &mut cx);
+        for task in &tasks {
+            match &task.work {
+                // SAFETY: the memory is there until the test ends.
+                Work::Call(call) => unsafe { call.run() }.unwrap(),
+                Work::Mask(mask) => mask.draw(step, OpenDevice::CPU).unwrap(),
+            }
+        }
+        let survivors = of.survivors(step);
+        for (index, found) in (0..).zip(mask) {
+            let axes = places.shape().iter().zip(&places.layout.strides).rev();
+            let start = (index, places.layout.offset);
+            let (_, place) = axes.fold(start, |(index, place), (n, stride)| {
+                (index / n, place + index % n * stride)
+            });
+            let survives = u8::from(survivors.has(place));
+            assert_eq!(found, survives, "{of:?} {step} {room} {place} {places:?}");
+        }
+    }
+
+    /// Of several sequences, of some rows, of keys up to the last row or of a window, of heads that share keys.
+    #[test]
+    fn parts_of_a_mask_are_drawn_as_the_whole() {
+        let all = places(&[3, 6, 37, 41]);
+        let by_share = |x: &View| {
+            let mut x = x
+                .reshaped(&[x.shape()[0], 3, 2, x.shape()[2], x.shape()[3]])
+                .unwrap();
+            x.layout.shape[..3].rotate_right(1);
+            x.layout.strides[..3].rotate_right(1);
+            x
+        };
+        let mut far = all.clone();
+        far.layout.offset = 1 << 62;
+        let parts = [
+            all.clone(),
+            by_share(&all),
+            by_share(&all.narrow(0, 1, 2)),
+            by_share(&all.narrow(0, 2, 1).narrow(2, 16, 16).narrow(3, 0, 32)),
+            by_share(&all.narrow(2, 36, 1).narrow(3, 20, 17)),
+            by_share(&all.narrow(3, 40, 1)),
+            all.narrow(0, 1, 1)
+                .narrow(1, 5, 1)
+                .narrow(2, 7, 1)
+                .narrow(3, 3, 1),
+            all.narrow(2, 5, 0),
+            far.swapped(),
+        ];
+        let cases = [
+            (0.1, 1, 0),
+            (0.5, 4000, 1),
+            (0.1, 40_000, 2),
+            (0.0, 40_000, 1 << 40),
+            (1e-9, 1 << 20, 3),
+            (1.0 - 1e-3, 1 << 20, 4),
+            (1.0 - f64::EPSILON / 2.0, 1 << 20, u64::MAX),
+        ];
+        for (seed, part) in (-4..).zip(&parts) {
+            for (ratio, room, step) in cases {
+                let ratio = Scalar(ratio);
+                check(Dropout { ratio, seed }, part, room, step);
+            }
+        }
+    }
 }

@@ -7,7 +7,7 @@
 //!
 //! | operator | allocates | instead |
 //! |---|---|---|
-//! | anything with a `Scalar` in place of a tensor | 8 B for the number | a tensor of no axes in scratch, or `alpha` |
+//! | anything with a `Scalar` in place of a tensor | 8 B for the number | a tensor of no axes in scratch or on the host, or `alpha` |
 //! | `mean.out`, for its division | 8 B | `sum`, then `div` by such a tensor |
 //! | `mm`, `bmm` on matrices that BLAS cannot read | a copy | a copy in scratch |
 //! | softmax and others on what is not row-major | a copy | a copy into the result or scratch |
