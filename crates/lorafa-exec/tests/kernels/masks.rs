@@ -53,6 +53,7 @@ fn large_masks_hold_who_survives() {
         vec![1, at_once + 1],
         vec![5, at_once / 2, 1],
         vec![at_once + row - 1, 3],
+        vec![8 * at_once + 2 * row + 3],
     ]
     .iter()
     .enumerate()

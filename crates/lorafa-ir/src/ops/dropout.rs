@@ -67,7 +67,8 @@ impl Survivors {
     }
 }
 
-/// How a kernel draws a whole mask: rows of some elements, and as many at once as stay in a CPU's cache as numbers of 64 bits.
+/// How a kernel draws a whole mask: rows of some elements, and so many elements at once that numbers of 64 bits for them stay in
+/// a CPU's cache and take little beside the mask's operand, if that is large.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct DrawnMask {
     /// Elements of a row, and the most rows at once.
@@ -82,7 +83,7 @@ impl DrawnMask {
         const ROW: u64 = 512;
         DrawnMask {
             row: elements.min(ROW),
-            at_once: elements.min(ROW * ROW),
+            at_once: (elements / 8).clamp(64 * ROW, ROW * ROW).min(elements),
         }
     }
 
