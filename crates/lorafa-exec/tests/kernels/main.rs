@@ -15,6 +15,7 @@ mod cases;
 mod chunks;
 #[path = "../../../lorafa-ir/tests/common/decompose.rs"]
 mod decompose;
+mod masks;
 mod reference;
 #[path = "../../../lorafa-ir/tests/common/rng.rs"]
 mod rng;

@@ -46,7 +46,7 @@ pub use cast::Cast;
 pub use concat::Concat;
 pub use cross_entropy::{CrossEntropy, CrossEntropyGrad};
 pub use cumsum::CumSum;
-pub use dropout::{Dropout, DropoutGrad, DropoutMask};
+pub use dropout::{DrawnMask, Dropout, DropoutGrad, DropoutMask, Survivors};
 pub use gated::{Gated, GatedGrad};
 pub use gather::{Gather, GatherElements, GatherGrad};
 pub use gather_nd::GatherNd;
