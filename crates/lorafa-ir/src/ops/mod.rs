@@ -154,6 +154,11 @@ pub trait Operator {
         &[]
     }
 
+    /// Whether the kernel writes its results wherever their elements lie, with the same scratch; otherwise they are row-major.
+    fn writes_strided(&self) -> bool {
+        false
+    }
+
     /// Results that always overwrite an operand, as `(result, operand)`: optimizer updates, accumulators.
     fn updates(&self) -> &'static [(usize, usize)] {
         &[]
