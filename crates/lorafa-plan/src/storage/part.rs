@@ -71,6 +71,9 @@ impl Parts {
         op: &OpData,
         slot: usize,
     ) -> Option<Alias> {
+        if !op.kind.writes_strided() {
+            return None;
+        }
         let ty = graph.ty(op.results[slot]);
         let mut operands = op.kind.in_place().iter().filter(|(of, _)| *of == slot);
         let result = op.results[slot];
