@@ -17,11 +17,12 @@
 //!
 //! Only LoRA-FA can pack A with the layer's weight: A is frozen there. Projections that share their input are one group,
 //! with all their adapters. The matrices lie side by side from the start, results are strided parts of one, and gradients
-//! are made where the product of the backward pass reads them: nothing is copied, and nothing is kept twice.
+//! are made where the product of the backward pass reads them.
 //!
 //! Results that lie in one storage are kept as long as the longest of them. So only those are computed at once that the
-//! backward pass needs anyway (`groups`). What would raise the peak of the step that `attach-optimizer` makes of the graph
-//! is left out, of all groups that are alike. Runs on request: on a CPU it is no faster where matrices are large.
+//! backward pass needs anyway, or all, if those that it needs are little and copied out (`groups`). What would raise the
+//! peak of the step that `attach-optimizer` makes of the graph is left out, of all groups that are alike. Runs on request:
+//! on a CPU it is no faster where matrices are large.
 
 mod apply;
 mod groups;
