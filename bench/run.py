@@ -34,11 +34,12 @@ class Config:
     method: str
     adapter_dtype: str
     attention: str | None = None    # Hugging Face's; lorafa-opt takes the graph's
+    flags: tuple[str, ...] = ()     # of lorafa-opt
 
     @property
     def label(self) -> str:
         name = "PEFT" if self.tool == "hf-peft" else self.tool
-        return " ".join(p for p in (name, self.method, f"{self.adapter_dtype} adapters", self.attention) if p)
+        return " ".join(p for p in (name, self.method, f"{self.adapter_dtype} adapters", self.attention, *self.flags) if p)
 
 
 @dataclass(frozen=True)
@@ -53,20 +54,23 @@ class Preset:
     configs: tuple[Config, ...]
 
 
-CPU = (Config("lorafa-opt", "lora-fa", "f32"), Config("hf-peft", "lora-fa", "f32", "sdpa"),
-       Config("hf-peft", "lora-fa", "f32", "eager"), Config("hf-peft", "lora", "f32", "sdpa"))
+PACKED = ("--pack-frozen",)
+CPU = (Config("lorafa-opt", "lora-fa", "f32"), Config("lorafa-opt", "lora-fa", "f32", flags=PACKED),
+       Config("hf-peft", "lora-fa", "f32", "sdpa"), Config("hf-peft", "lora-fa", "f32", "eager"),
+       Config("hf-peft", "lora", "f32", "sdpa"))
 PRESETS = {
     "cpu-tiny": Preset("llama-tiny", "f32", 4, "cpu", ((4, 32),), CPU),
     "cpu-small": Preset("llama-small", "f32", 8, "cpu", ((4, 128),), CPU),
     "gpu-7b": Preset("llama-2-7b", "bf16", 64, "cuda:0", ((4, 1024), (8, 1024), (16, 1024)), (
-        Config("lorafa-opt", "lora-fa", "bf16"), Config("hf-peft", "lora", "f32", "sdpa"),
+        Config("lorafa-opt", "lora-fa", "bf16"), Config("lorafa-opt", "lora-fa", "bf16", flags=PACKED),
+        Config("hf-peft", "lora", "f32", "sdpa"),
         Config("hf-peft", "lora", "bf16", "sdpa"), Config("hf-peft", "lora-fa", "bf16", "sdpa"))),
 }
 
 
 def command(config: Config, preset: Preset, shape: tuple[int, int], args: argparse.Namespace, graph: Path) -> list[str]:
     if config.tool == "lorafa-opt":
-        head = [str(args.bin), "bench", str(graph), "--random-weights", "--json", "-"]
+        head = [str(args.bin), "bench", str(graph), "--random-weights", "--json", "-", *config.flags]
     else:
         head = [sys.executable, str(HERE / "hf.py"), "--model", preset.model, "--attention", str(config.attention)]
         head += [] if args.mask else ["--no-mask"]

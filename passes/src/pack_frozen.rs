@@ -17,11 +17,12 @@
 //!
 //! Only LoRA-FA can pack A with the layer's weight: A is frozen there. Projections that share their input are one group,
 //! with all their adapters. The matrices lie side by side from the start, results are strided parts of one, and gradients
-//! are made where the product of the backward pass reads them: nothing is copied, and nothing is kept twice.
+//! are made where the product of the backward pass reads them.
 //!
 //! Results that lie in one storage are kept as long as the longest of them. So only those are computed at once that the
-//! backward pass needs anyway (`groups`). What would raise the peak of the step that `attach-optimizer` makes of the graph
-//! is left out, of all groups that are alike. Runs on request: on a CPU it is no faster where matrices are large.
+//! backward pass needs anyway, or all, if those that it needs are little and copied out (`groups`). What would raise the
+//! peak of the step that `attach-optimizer` makes of the graph is left out, of all groups that are alike. Runs on request:
+//! on a CPU it is no faster where matrices are large.
 
 mod apply;
 mod groups;
@@ -43,7 +44,7 @@ struct Choice {
 }
 
 /// Which products of the gradients of a group's results.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 enum Backward {
     /// None.
     #[default]
@@ -79,52 +80,36 @@ impl Pass for PackFrozen {
         let mut chosen = vec![Choice::default(); groups.len()];
         let mut packed = None;
         for alike in alike(&groups) {
-            let wishes = wishes(&groups[alike[0]]);
+            let group = &groups[alike[0]];
+            let wishes = wishes(group);
             if wishes.is_empty() {
-                note(cx, graph, &groups[alike[0]], alike.len(), APART);
+                note(cx, graph, group, alike.len(), APART);
             }
             for wish in wishes {
-                let (mut trial, before) = (chosen.clone(), chosen[alike[0]]);
-                if before.backward == Backward::All && wish.backward == Backward::Adapters {
+                let mut trial = chosen.clone();
+                alike.iter().for_each(|index| trial[*index].add(wish));
+                if trial == chosen {
                     continue;
                 }
-                for group in &alike {
-                    trial[*group].forward |= wish.forward;
-                    if wish.backward != Backward::Apart {
-                        trial[*group].backward = wish.backward;
-                    }
-                }
                 let edited = pack(graph, &groups, &trial)?;
-                let kept = match step(&edited, &cx.options) {
+                let (count, of) = wish.of(group);
+                let refused = match step(&edited, &cx.options) {
                     Ok((_, peak)) if peak.bytes <= lowest => {
-                        lowest = peak.bytes;
-                        Ok(())
+                        (lowest, chosen, packed) = (peak.bytes, trial, Some(edited));
+                        String::new()
                     }
-                    Ok((_, peak)) => Err(format!(
-                        "would raise the peak by {} bytes",
-                        peak.bytes - lowest
-                    )),
-                    Err(why) => Err(format!("cannot be planned: {why}")),
+                    Ok((_, peak)) => {
+                        format!(" would raise the peak by {} bytes", peak.bytes - lowest)
+                    }
+                    Err(why) => format!(" cannot be planned: {why}"),
                 };
-                let Group {
-                    forward,
-                    adapters,
-                    members,
-                    ..
-                } = &groups[alike[0]];
-                let (count, of) = match wish.backward {
-                    Backward::Apart => (forward.len(), "in the forward pass"),
-                    Backward::Adapters => (adapters.len(), "of the adapters' gradients"),
-                    Backward::All => (members.len(), "of their gradients"),
-                };
-                let what = match &kept {
-                    Ok(()) => format!("{count} {of} as one"),
-                    Err(why) => format!("{count} {of} as one {why}"),
-                };
-                note(cx, graph, &groups[alike[0]], alike.len(), &what);
-                if kept.is_ok() {
-                    (chosen, packed) = (trial, Some(edited));
-                }
+                note(
+                    cx,
+                    graph,
+                    group,
+                    alike.len(),
+                    &format!("{count} {of} as one{refused}"),
+                );
             }
         }
         if groups.is_empty() {
@@ -135,6 +120,23 @@ impl Pass for PackFrozen {
         };
         *graph = packed;
         Ok(Changed::Yes)
+    }
+}
+
+impl Choice {
+    /// Packs more: what is wished, too.
+    fn add(&mut self, wish: Choice) {
+        self.forward |= wish.forward;
+        self.backward = self.backward.max(wish.backward);
+    }
+
+    /// How many products of a group are meant, and which.
+    fn of(self, group: &Group) -> (usize, &'static str) {
+        match self.backward {
+            Backward::Apart => (group.forward.len(), "in the forward pass"),
+            Backward::Adapters => (group.adapters.len(), "of the adapters' gradients"),
+            Backward::All => (group.members.len(), "of their gradients"),
+        }
     }
 }
 
@@ -150,7 +152,7 @@ fn alike(groups: &[Group]) -> Vec<Vec<usize>> {
     lists
 }
 
-/// What can be tried on a group, in order.
+/// What can be tried on a group, in order; the gradients of adapters alone if those of all cannot be.
 fn wishes(group: &Group) -> Vec<Choice> {
     let backward = |backward| Choice {
         forward: false,

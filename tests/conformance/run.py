@@ -10,7 +10,8 @@ lora-fa; A is then replaced by the reference's, so that our random numbers do no
 the adapters, it follows from the one for the plain model: B is zero, so dB = scale·dW·Aᵀ. joint/*.onnx have LoRA's
 gradients from autograd, and go through lora and lora-fa. One model a family also runs
 with --with-optimizer, with PEFT's LoRA-FA optimizer and clipping, with --pack-frozen, and with --dtype f16, held against
-PyTorch's answers in fp32. File names say what a model is; models that cannot be compared are listed with the reason.
+PyTorch's answers in fp32. Each optional pass also runs alone, with all others left out, on another model each. File names
+say what a model is; models that cannot be compared are listed with the reason.
 """
 import argparse
 import os
@@ -158,7 +159,7 @@ def check(binary, model, answers, method, extra=()):
         if "--dtype" in extra:
             outputs = checks.run(graph, checks.inputs(expected))
             checks.compare_half(report, outputs, expected, method, model.rename)
-        elif extra and extra != PACKED:
+        elif extra and extra[0] not in PACKED:
             decay, clip = (float(extra[extra.index(f) + 1]) if f in extra else 0.0 for f in ("--weight-decay", "--clip"))
             scale = ALPHA_PER_RANK if "lorafa" in extra else None
             source = checks.initializers(model.path, model.rename)
@@ -171,9 +172,24 @@ def check(binary, model, answers, method, extra=()):
     return report
 
 
-def plan(models, answers):
+def optional_passes(binary):
+    """The passes that can be left out, as the binary names them."""
+    refused = subprocess.run([binary, "x.onnx", "--disable", "?"], capture_output=True, text=True, timeout=TIMEOUT_S)
+    names = re.search(r"one can leave out (.*)", refused.stderr)
+    if not names:
+        sys.exit(f"{binary} does not say which passes can be left out: {refused.stderr}")
+    return names[1].split(", ")
+
+
+def alone(passes, kept):
+    """Flags that leave out all optional passes but one."""
+    return (*PACKED, *(flag for name in passes if name != kept for flag in ("--disable", name)))
+
+
+def plan(models, answers, passes):
     """(model, method, extra flags, why the numbers are not compared), in the order of the report."""
     with_optimizer = set()
+    turn = 0
     for model in models:
         for method in model.methods:
             why = model.incomparable or ("" if answers.of(model, method) else "no expected file")
@@ -187,15 +203,19 @@ def plan(models, answers):
             yield model, "lora-fa", PACKED, ""
             if not model.joint:                 # which keeps its own type
                 yield model, "lora", ("--dtype", "f16"), ""     # full adds rows, which onnxruntime lacks in f16
+        if not why:
+            yield model, model.methods[turn % len(model.methods)], alone(passes, passes[turn % len(passes)]), ""
+            turn += 1
 
 
 def line(model, method, extra, why, report):
+    as_is = not extra or extra[0] in PACKED
     name = f"{'FAIL' if report.problems else 'ok  '} {model.path.stem}  {' '.join([method, *extra])}"
     if report.loss is not None:
         name += f"  loss {report.loss:.1e}"
     if report.gradient is not None:
         of_tolerance = "gradient" if "--dtype" in extra else "update"
-        what = f"{of_tolerance} {report.gradient:.1e} of tolerance" if extra and extra != PACKED else f"gradient {report.gradient:.1e}"
+        what = f"{of_tolerance} {report.gradient:.1e} of tolerance" if not as_is else f"gradient {report.gradient:.1e}"
         name += f"  {what} {report.worst}"
     if why and not report.problems:
         name += f"  compiled and checked only: {why}"
@@ -220,10 +240,10 @@ def main():
     wanted = [f for f in files if re.search(args.filter, f.name)]
     models = [m for f in wanted if (m := Model.parse(f))]
     answers = Answers([args.models, *args.expected])
-    work = list(plan(models, answers))
+    binary = str(args.bin.resolve())
+    work = list(plan(models, answers, optional_passes(binary)))
     failed = partial = 0
     with ThreadPoolExecutor(args.jobs) as pool:
-        binary = str(args.bin.resolve())
         reports = pool.map(lambda w: check(binary, w[0], answers, w[1], w[2]), work)
         for item, report in zip(work, reports):
             failed += bool(report.problems)

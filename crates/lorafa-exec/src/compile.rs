@@ -10,7 +10,7 @@ use lorafa_plan::{Plan, Scratch, StorageKind};
 
 use crate::device::OpenDevice;
 use crate::error::ExecError;
-use crate::kernels::{self, Cx, Work};
+use crate::kernels::{self, Cx};
 use crate::memory::Memory;
 use crate::program::{Mode, Program};
 use crate::run::Step;
@@ -67,18 +67,12 @@ impl Program {
             }
         }
         let memory = compiler.memory;
-        let masks = steps.iter().filter_map(|step| match &step.task.work {
-            Work::Mask(mask) if device != OpenDevice::CPU => Some(mask.out.bytes()),
-            _ => None,
-        });
-        let staging = vec![0; masks.max().unwrap_or(0)];
         let params = graph.params();
         let params = params.map(|(value, param)| (param.name.clone(), value));
         let outputs = graph.outputs().iter();
         let outputs = outputs.map(|output| (output.name.as_ref().into(), output.value));
         Ok(Self {
             steps,
-            staging,
             memory,
             device,
             mode,

@@ -39,8 +39,6 @@ pub enum Mode {
 pub struct Program {
     // Before the memory that they use, so that they are dropped first.
     pub(crate) steps: Vec<Step>,
-    /// On the host, for masks on their way to another device.
-    pub(crate) staging: Vec<u8>,
     pub(crate) memory: Vec<Memory>,
     pub(crate) device: OpenDevice,
     pub(crate) mode: Mode,
@@ -182,7 +180,7 @@ impl Program {
         self.memory.len()
     }
 
-    /// How many kernels a step calls.
+    /// How many kernels a step calls, those that draw a mask as one.
     #[must_use]
     pub fn calls(&self) -> usize {
         self.steps.iter().filter(|step| step.trains()).count()

@@ -9,11 +9,10 @@ use lorafa_ir::{OpId, Region};
 
 use crate::device::OpenDevice;
 use crate::error::ExecError;
-use crate::kernels::{Mask, Task, When, Work};
+use crate::kernels::{Task, When, Work};
 use crate::program::Program;
 use crate::shim::{InferenceMode, Tracer};
 use crate::trace::{Trace, Watch};
-use crate::transfer;
 
 /// A task with its place in the step.
 #[derive(Debug)]
@@ -155,7 +154,7 @@ impl Program {
     /// Runs one task.
     pub(crate) fn task(&mut self, index: usize) -> Result<(), ExecError> {
         let Step { position, task, .. } = &self.steps[index];
-        let done = work(task, self.runs, &mut self.staging, self.device);
+        let done = work(task, self.runs, self.device);
         done.map_err(|message| ExecError::Torch {
             line: self.line(*position),
             message,
@@ -165,7 +164,7 @@ impl Program {
     /// Runs tasks on views of the program that are not part of its step.
     pub(crate) fn once(&mut self, tasks: &[Task]) -> Result<(), String> {
         let mut tasks = tasks.iter();
-        tasks.try_for_each(|task| work(task, self.runs, &mut self.staging, self.device))
+        tasks.try_for_each(|task| work(task, self.runs, self.device))
     }
 
     /// The op at a position, in the text form.
@@ -181,25 +180,10 @@ impl Program {
 }
 
 /// Does a task of a program that is borrowed mutably.
-fn work(task: &Task, step: u64, staging: &mut [u8], device: OpenDevice) -> Result<(), String> {
+fn work(task: &Task, step: u64, device: OpenDevice) -> Result<(), String> {
     match &task.work {
         // SAFETY: the program owns the memory, and nobody else uses it.
         Work::Call(call) => unsafe { call.run() },
-        Work::Mask(mask) => draw(mask, step, staging, device),
+        Work::Mask(mask) => mask.draw(step, device),
     }
-}
-
-/// Draws the mask of a step where it belongs, or on the host and copies it.
-fn draw(mask: &Mask, step: u64, staging: &mut [u8], device: OpenDevice) -> Result<(), String> {
-    let bytes = mask.out.bytes();
-    if device == OpenDevice::CPU {
-        // SAFETY: the mask is a result of the program, row-major, one byte an element.
-        let out = unsafe { std::slice::from_raw_parts_mut(mask.out.address(), bytes) };
-        mask.draw(step, out);
-        return Ok(());
-    }
-    let staged = staging.get_mut(..bytes);
-    let staged = staged.ok_or_else(|| format!("no room for a mask of {bytes} B"))?;
-    mask.draw(step, staged);
-    transfer::write(&mask.out, staged, device)
 }

@@ -51,6 +51,16 @@ pub(crate) fn read(view: &View, device: OpenDevice) -> Result<Vec<u8>, String> {
     Ok(bytes)
 }
 
+/// A number of the host as a tensor without axes, which kernels of any device take as an argument. It is read before a call
+/// returns; it stays where it is as long as the tensor is used.
+pub(crate) fn number(number: &i64) -> Result<Tensor, String> {
+    let start: *const i64 = number;
+    // SAFETY: the caller has the number there, and drops the tensor before it; what is written to is never a number.
+    let tensor =
+        unsafe { Tensor::f_from_blob(start.cast(), &[], &[], Kind::Int64, tch::Device::Cpu) };
+    tensor.map_err(|error| error.to_string())
+}
+
 /// Sets bytes that are the program's own.
 pub(crate) fn fill(
     start: *mut u8,

@@ -59,7 +59,7 @@ fn the_processor_says_how_much_memory_there_is_and_was_used() {
     );
 }
 
-/// Constants, a mask that is drawn on the host, an empty value, an output that is not row-major.
+/// Constants, a mask, an empty value, an output that is not row-major.
 const STEP: &str = "graph @step {
     param %x : f32[8,16] input
     param %w : f32[16,4] trained

@@ -63,8 +63,8 @@ pub enum PlanError {
     },
     /// An operand of a joined `concat` is made elsewhere.
     #[error(
-        "{value} cannot be made where it is joined: it is a view, an update, joined elsewhere, too, or not a \
-         parameter while others are; copy it first, or leave `joined` out: `{concat}`"
+        "{value} cannot be made where it is joined: it is a view, an update, joined elsewhere, too, not a parameter \
+         while others are, or of a kernel whose results are row-major; copy it first, or leave `joined` out: `{concat}`"
     )]
     NotJoined {
         /// The operand.

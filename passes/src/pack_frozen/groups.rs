@@ -129,8 +129,10 @@ fn is_kept(graph: &Graph, value: ValueId, steps: usize) -> bool {
         return false;
     };
     let only = graph.op(*only);
-    let mut over = only.kind.in_place().iter().filter(|(_, s)| s == slot);
-    let result = over.next().map(|(result, _)| only.results[*result]);
+    let strided = only.kind.writes_strided();
+    let mut over = only.kind.in_place().iter();
+    let over = over.find(|(_, operand)| strided && operand == slot);
+    let result = over.map(|(result, _)| only.results[*result]);
     result.is_some_and(|result| steps > 0 && is_kept(graph, result, steps - 1))
 }
 
@@ -191,9 +193,19 @@ fn chain(graph: &Graph, members: &[Member]) -> Option<Chain> {
         to = back[member].operands.get(2).copied();
     }
     let gradients: BTreeSet<ValueId> = back.iter().map(|op| op.operands[0]).collect();
+    let apart = gradients.len() == members.len();
+    let strided = gradients.iter().all(|value| is_strided(graph, *value));
     links.reverse();
-    (links.len() == members.len() && gradients.len() == members.len())
-        .then_some(Chain { links, to })
+    (links.len() == members.len() && apart && strided).then_some(Chain { links, to })
+}
+
+/// Whether a value is made by a kernel that can write it side by side with others.
+fn is_strided(graph: &Graph, mut value: ValueId) -> bool {
+    while let Op::Reshape(_) | Op::Transpose(_) = graph.def(value).kind {
+        value = graph.def(value).operands[0];
+    }
+    let def = graph.def(value);
+    def.kind.writes_strided() && graph.param(value).is_none()
 }
 
 /// The product with a member's matrix in the gradient of the input.

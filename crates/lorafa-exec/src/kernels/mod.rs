@@ -7,7 +7,7 @@
 //!
 //! | operator | allocates | instead |
 //! |---|---|---|
-//! | anything with a `Scalar` in place of a tensor | 8 B for the number | a tensor of no axes in scratch, or `alpha` |
+//! | anything with a `Scalar` in place of a tensor | 8 B for the number | a tensor of no axes in scratch or on the host, or `alpha` |
 //! | `mean.out`, for its division | 8 B | `sum`, then `div` by such a tensor |
 //! | `mm`, `bmm` on matrices that BLAS cannot read | a copy | a copy in scratch |
 //! | softmax and others on what is not row-major | a copy | a copy into the result or scratch |
@@ -34,6 +34,7 @@ mod gather;
 mod indices;
 mod layer_norm;
 mod linear_cross_entropy;
+mod mask;
 mod matmul;
 mod reduce;
 mod rms_norm;
@@ -54,7 +55,7 @@ use crate::error::KernelError;
 use crate::shim::{Arg, Call};
 use crate::view::{View, code};
 
-pub(crate) use dropout::Mask;
+pub(crate) use mask::Mask;
 
 /// One thing that a program does.
 #[derive(Debug)]
@@ -68,7 +69,7 @@ pub(crate) struct Task {
 pub(crate) enum Work {
     /// Calls libtorch.
     Call(Call),
-    /// Draws a mask.
+    /// Draws a mask, some elements after the other.
     Mask(Box<Mask>),
 }
 

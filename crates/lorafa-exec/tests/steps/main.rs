@@ -19,6 +19,7 @@ use lorafa_ir::OutputKind;
 use lorafa_onnx::dtype::decode;
 use lorafa_onnx::external::ExternalStore;
 use lorafa_passes::pass::{Method, Options};
+use lorafa_passes::{PassKind, registry};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -50,81 +51,128 @@ fn output(program: &Program, name: &str) -> Vec<f64> {
     decode(ty.dtype, &bytes)
 }
 
+/// One step, in the arena and with an allocation for everything: the same bits, and PyTorch's loss and gradients. The errors
+/// are relative.
+fn held_against_pytorch(model: &Model, answers: &Tensors, options: Options) -> (f64, f64) {
+    let method = options.method;
+    let apart: Vec<&str> = options.disabled.iter().copied().collect();
+    let label = format!("{} {} without {apart:?}", model.name, method.name());
+    let graph = Arc::new(models::compiled_with(model, options));
+    let mut arena = start(model, &graph, answers, Mode::Arena);
+    let mut separate = start(model, &graph, answers, Mode::Separate);
+    arena
+        .step()
+        .unwrap_or_else(|error| panic!("{label}: {error}"));
+    separate.step().unwrap();
+
+    let loss = graph.loss().unwrap().name.to_string();
+    let loss = relative(&output(&arena, &loss), &answers["loss"].numbers());
+    assert!(loss <= LOSS_TOLERANCE, "{label}: loss {loss:.1e}");
+    let mut worst = 0.0f64;
+    let mut trained = BTreeSet::new();
+    for found in graph.outputs() {
+        let name = &found.name;
+        let both = [&arena, &separate].map(|program| program.output(name).unwrap());
+        assert_eq!(both[0], both[1], "{label}: {name}");
+        let OutputKind::Gradient(_) = found.kind else {
+            continue;
+        };
+        let gradient = model.canonical(name.trim_start_matches("grad::"));
+        let expected = answers[&format!("grad::{gradient}")].numbers();
+        trained.insert(gradient);
+        let norm = expected.iter().map(|x| x * x).sum::<f64>().sqrt();
+        if norm >= NOISE {
+            let error = relative(&output(&arena, name), &expected);
+            let what = format!("{label}: {name} {error:.1e}, norm {norm:.1e}");
+            assert!(error <= GRADIENT_TOLERANCE, "{what}");
+            worst = worst.max(error);
+        }
+    }
+    assert_eq!(trained, models::trained(method, answers), "{label}");
+    (loss, worst)
+}
+
+/// Holds one step of every model for each of the methods that it has answers for; `methods` gets the model's number.
+fn all_held(
+    methods: impl Fn(usize) -> Vec<Method>,
+    change: impl Fn(&mut Options),
+    least: usize,
+    what: &str,
+) {
+    let mut errors = Vec::new();
+    let models = models::all();
+    let models = models.iter().filter(|model| model.is_comparable());
+    for (index, model) in models.enumerate() {
+        for method in methods(index) {
+            if let Some(answers) = model.answers(method) {
+                let mut options = models::keeping_gradients(model, method, &answers);
+                change(&mut options);
+                errors.push(held_against_pytorch(model, &answers, options));
+            }
+        }
+    }
+    let worst = |of: fn(&(f64, f64)) -> f64| errors.iter().map(of).fold(0.0, f64::max);
+    let (loss, gradient) = (worst(|e| e.0), worst(|e| e.1));
+    let done = errors.len();
+    println!("{what}: {done} steps, loss {loss:.1e}, gradient {gradient:.1e} at worst");
+    assert!(done >= least, "{what}: {done}");
+}
+
 #[test]
 fn losses_and_gradients_are_those_of_pytorch() {
-    held_against_pytorch(&models::all(), &METHODS, false, 45);
+    all_held(|_| METHODS.to_vec(), |_| {}, 45, "all passes");
 }
 
 #[test]
 fn those_of_packed_products_are_too() {
-    held_against_pytorch(&models::all(), &METHODS[1..], true, 30);
+    let methods = |_| vec![Method::Lora, Method::LoraFa];
+    let packed = |options: &mut Options| options.pack_frozen = true;
+    all_held(methods, packed, 30, "packed products");
 }
 
-/// Whose backward pass others wrote.
+/// Without any pass that no other needs, and with each of them alone; the models take turns with the methods.
+#[test]
+fn those_of_each_pass_alone_are_too() {
+    let all = registry::all().into_iter();
+    let optional = all.filter(|pass| pass.kind() == PassKind::Equivalence);
+    let optional: Vec<&str> = optional.map(|pass| pass.name()).collect();
+    let alone = optional.iter().map(|name| Some(*name));
+    for (turn, alone) in std::iter::once(None).chain(alone).enumerate() {
+        let others = optional.iter().filter(|name| Some(**name) != alone);
+        let others: BTreeSet<&str> = others.copied().collect();
+        let change = |options: &mut Options| {
+            options.disabled = others.clone();
+            options.pack_frozen = true;
+        };
+        let method = |index| vec![METHODS[(index + turn) % METHODS.len()]];
+        all_held(method, change, 12, alone.unwrap_or("none"));
+    }
+}
+
+/// Whose backward pass others wrote, with and without what no pass needs.
 #[test]
 fn those_of_training_graphs_are_too() {
-    for pack_frozen in [false, true] {
-        held_against_pytorch(&models::joint(), &METHODS[1..], pack_frozen, 6);
-    }
-}
-
-fn held_against_pytorch(models: &[Model], methods: &[Method], pack_frozen: bool, least: usize) {
-    let mut worst = (0.0f64, 0.0f64);
-    let mut done = 0;
-    for model in models.iter().filter(|model| model.is_comparable()) {
-        for &method in methods {
-            let Some(answers) = model.answers(method) else {
-                continue;
-            };
+    let all = registry::all().into_iter();
+    let optional = all.filter(|pass| pass.kind() == PassKind::Equivalence);
+    let optional: BTreeSet<&str> = optional.map(|pass| pass.name()).collect();
+    let models = models::joint();
+    for (model, method) in models
+        .iter()
+        .flat_map(|m| METHODS[1..].iter().map(move |n| (m, *n)))
+    {
+        let answers = model.answers(method).unwrap();
+        for (pack_frozen, disabled) in [
+            (false, BTreeSet::new()),
+            (true, BTreeSet::new()),
+            (false, optional.clone()),
+        ] {
             let options = Options {
                 pack_frozen,
+                disabled,
                 ..models::keeping_gradients(model, method, &answers)
             };
-            let graph = Arc::new(models::compiled_with(model, options));
-            let label = format!("{} {}", model.name, method.name());
-            let mut arena = start(model, &graph, &answers, Mode::Arena);
-            let mut separate = start(model, &graph, &answers, Mode::Separate);
-            arena
-                .step()
-                .unwrap_or_else(|error| panic!("{label}: {error}"));
-            separate.step().unwrap();
-
-            let loss = graph.loss().unwrap().name.to_string();
-            let error = relative(&output(&arena, &loss), &answers["loss"].numbers());
-            assert!(error <= LOSS_TOLERANCE, "{label}: loss {error:.1e}");
-            worst.0 = worst.0.max(error);
-            let mut trained = BTreeSet::new();
-            for found in graph.outputs() {
-                assert_eq!(
-                    arena.output(&found.name).unwrap(),
-                    separate.output(&found.name).unwrap(),
-                    "{label}: {}",
-                    found.name
-                );
-                let OutputKind::Gradient(_) = found.kind else {
-                    continue;
-                };
-                let name = model.canonical(found.name.trim_start_matches("grad::"));
-                let expected = answers[&format!("grad::{name}")].numbers();
-                trained.insert(name);
-                let norm = expected.iter().map(|x| x * x).sum::<f64>().sqrt();
-                if norm >= NOISE {
-                    let error = relative(&output(&arena, &found.name), &expected);
-                    assert!(
-                        error <= GRADIENT_TOLERANCE,
-                        "{label}: {} {error:.1e}, norm {norm:.1e}",
-                        found.name
-                    );
-                    worst.1 = worst.1.max(error);
-                }
-            }
-            assert_eq!(trained, models::trained(method, &answers), "{label}");
-            done += 1;
+            held_against_pytorch(model, &answers, options);
         }
     }
-    println!(
-        "{done} steps: loss {:.1e}, gradient {:.1e} at worst",
-        worst.0, worst.1
-    );
-    assert!(done >= least, "{done}");
+    assert!(models.len() >= 3);
 }

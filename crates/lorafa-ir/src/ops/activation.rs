@@ -80,6 +80,10 @@ impl Operator for Activation {
         Some((*self).into())
     }
 
+    fn writes_strided(&self) -> bool {
+        true
+    }
+
     /// Relu, sigmoid and tanh need their result, silu and gelu their operand.
     fn gradient(&self, g: &mut Gradient<'_, '_>) -> Result<(), GradientError> {
         let dy = g.dy()?;
@@ -156,6 +160,10 @@ impl Operator for ActivationGrad {
 
     fn bind(&self, _: &Bindings) -> Option<Op> {
         Some((*self).into())
+    }
+
+    fn writes_strided(&self) -> bool {
+        true
     }
 
     fn in_place(&self) -> &'static [(usize, usize)] {

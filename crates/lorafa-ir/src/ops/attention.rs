@@ -148,14 +148,24 @@ impl AttentionSizes {
         self.dtype.is_half() || block.sequences > 1
     }
 
-    /// Bytes of the mask of a block's dropout, and of a zero.
+    /// The longest axis of a block of scores.
+    pub fn longest(&self, block: AttentionBlock) -> u64 {
+        let axes = [block.sequences, self.heads, block.rows, self.keys];
+        axes.into_iter().max().unwrap_or(0)
+    }
+
+    /// Bytes of the mask of a block's dropout, of the numbers up to its longest axis, and of a zero. The rest of what it is
+    /// drawn in will be scores.
     pub(super) fn dropout_bytes(
         &self,
         block: AttentionBlock,
         dropout: Option<Dropout>,
-    ) -> [u64; 2] {
+    ) -> [u64; 3] {
         let (scores, _) = self.of_block(block);
-        dropout.map_or([0, 0], |_| [scores * DType::Bool.size(), self.bytes(1)])
+        dropout.map_or([0; 3], |_| {
+            let (mask, longest) = (scores * DType::Bool.size(), self.longest(block));
+            [mask, longest * DType::I64.size(), self.bytes(1)]
+        })
     }
 
     /// Bytes of numbers in the type of scores.

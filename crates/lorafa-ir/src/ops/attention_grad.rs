@@ -90,6 +90,10 @@ impl Operator for AttentionGrad {
         Some((*self).into())
     }
 
+    fn writes_strided(&self) -> bool {
+        true
+    }
+
     /// The weights of a block and their gradients, for each of its rows whether it sees anything, what scores are masked
     /// with and who survives dropout; copies of operands that are not read as they are, results that are not written as
     /// they are made, and the part of the bias's gradient.

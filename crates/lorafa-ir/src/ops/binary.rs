@@ -111,6 +111,10 @@ impl Operator for Binary {
         Some((*self).into())
     }
 
+    fn writes_strided(&self) -> bool {
+        true
+    }
+
     /// Add and sub need nothing; mul the other operand; div the divisor and, for its gradient,
     /// the quotient; pow its base; max and min both operands.
     fn gradient(&self, g: &mut Gradient<'_, '_>) -> Result<(), GradientError> {

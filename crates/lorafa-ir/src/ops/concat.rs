@@ -68,6 +68,10 @@ impl Operator for Concat {
         Some((*self).into())
     }
 
+    fn writes_strided(&self) -> bool {
+        true
+    }
+
     /// Needs nothing.
     fn gradient(&self, g: &mut Gradient<'_, '_>) -> Result<(), GradientError> {
         let dy = g.dy()?;

@@ -24,30 +24,39 @@ pub struct Dropout {
     pub seed: i64,
 }
 
-/// Who survives a dropout in one step.
+/// Who survives a dropout in one step: those whose counter, mixed, is at least a number, both as signed ones.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Survivors {
     stream: u64,
     least: i64,
 }
 
-/// SplitMix64: what its counter goes on by.
-const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
-
-/// SplitMix64's two rounds: a shift, and a factor.
-const ROUNDS: [(u32, u64); 2] = [(30, 0xbf58_476d_1ce4_e5b9), (27, 0x94d0_49bb_1331_11eb)];
-
 /// SplitMix64 up to its last shift, which changes no upper bits.
 fn mix(z: u64) -> u64 {
     let round = |z: u64, (shift, factor): (u32, u64)| (z ^ (z >> shift)).wrapping_mul(factor);
-    ROUNDS.into_iter().fold(z, round)
+    Survivors::ROUNDS.into_iter().fold(z, round)
 }
 
 impl Survivors {
-    /// Whether the element at this place of the row-major operand survives.
-    #[inline]
+    /// SplitMix64: what its counter goes on by.
+    pub const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
+
+    /// SplitMix64's two rounds: by how much a number is shifted before it is xored with itself, and the factor after that.
+    pub const ROUNDS: [(u32, u64); 2] = [(30, 0xbf58_476d_1ce4_e5b9), (27, 0x94d0_49bb_1331_11eb)];
+
+    /// The counter at a place of the row-major operand, before it is mixed.
+    pub fn counter(&self, place: u64) -> u64 {
+        self.stream.wrapping_add(Self::GAMMA.wrapping_mul(place))
+    }
+
+    /// The least mixed number that survives.
+    pub fn least(&self) -> i64 {
+        self.least
+    }
+
+    /// Whether the element at a place of the row-major operand survives.
     pub fn has(&self, place: u64) -> bool {
-        mix(self.stream.wrapping_add(GAMMA.wrapping_mul(place))) as i64 >= self.least
+        mix(self.counter(place)) as i64 >= self.least
     }
 
     /// The mask of an operand of a type's shape.
@@ -55,6 +64,32 @@ impl Survivors {
         let places = 0..ty.elements().unwrap_or(0);
         let mask = places.map(|place| f64::from(u8::from(self.has(place))));
         Array::new(ty, mask.collect())
+    }
+}
+
+/// How a kernel draws a whole mask: rows of some elements, and so many elements at once that numbers of 64 bits for them stay in
+/// a CPU's cache and take little beside the mask's operand, if that is large.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DrawnMask {
+    /// Elements of a row, and the most rows at once.
+    pub row: u64,
+    /// Elements at once.
+    pub at_once: u64,
+}
+
+impl DrawnMask {
+    /// Of so many elements.
+    pub fn new(elements: u64) -> Self {
+        const ROW: u64 = 512;
+        DrawnMask {
+            row: elements.min(ROW),
+            at_once: (elements / 8).clamp(64 * ROW, ROW * ROW).min(elements),
+        }
+    }
+
+    /// Bytes of the numbers up to the length of a row, and of two for each element at once.
+    fn bytes(&self) -> [u64; 2] {
+        [self.row, 2 * self.at_once].map(|numbers| numbers * DType::I64.size())
     }
 }
 
@@ -66,7 +101,7 @@ impl Dropout {
     /// Who survives in a step.
     pub fn survivors(&self, step: u64) -> Survivors {
         let own = |z: u64| {
-            let z = mix(z.wrapping_add(GAMMA));
+            let z = mix(z.wrapping_add(Survivors::GAMMA));
             z ^ (z >> 31)
         };
         let numbers = self.ratio.0 * 2f64.powi(64);
@@ -135,9 +170,11 @@ impl Operator for Dropout {
         &[(0, 0)]
     }
 
-    /// A number.
+    /// What the mask is drawn in, and a number.
     fn scratch(&self, operands: &[(&TensorType, &Layout)], _: &[&TensorType]) -> u64 {
-        pieces([operands[0].0.dtype.size()])
+        let x = operands[0].0;
+        let drawn = DrawnMask::new(x.elements().unwrap_or(0));
+        pieces(drawn.bytes().into_iter().chain([x.dtype.size()]))
     }
 }
 
@@ -180,6 +217,11 @@ impl Operator for DropoutMask {
 
     fn eval(&self, _: &[&Array], results: &[&TensorType]) -> Result<Vec<Array>, EvalError> {
         Ok(vec![self.of.survivors(0).mask(results[0])?])
+    }
+
+    /// What it is drawn in.
+    fn scratch(&self, _: &[(&TensorType, &Layout)], results: &[&TensorType]) -> u64 {
+        pieces(DrawnMask::new(results[0].elements().unwrap_or(0)).bytes())
     }
 }
 

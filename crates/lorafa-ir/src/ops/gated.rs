@@ -53,6 +53,10 @@ impl Operator for Gated {
         Some((*self).into())
     }
 
+    fn writes_strided(&self) -> bool {
+        true
+    }
+
     /// Needs the operands: the activation is computed again.
     fn gradient(&self, g: &mut Gradient<'_, '_>) -> Result<(), GradientError> {
         let dy = g.dy()?;
@@ -113,6 +117,10 @@ impl Operator for GatedGrad {
 
     fn bind(&self, _: &Bindings) -> Option<Op> {
         Some((*self).into())
+    }
+
+    fn writes_strided(&self) -> bool {
+        true
     }
 
     /// The kernel writes `dy·up`, then the gate's gradient there, then the activation, then `up`'s gradient there.

@@ -107,6 +107,10 @@ impl Operator for MatMul {
         Some((*self).into())
     }
 
+    fn writes_strided(&self) -> bool {
+        true
+    }
+
     /// The gradient of either factor needs the other.
     fn gradient(&self, g: &mut Gradient<'_, '_>) -> Result<(), GradientError> {
         let (dy, a, b) = (g.dy()?, g.operand(0), g.operand(1));

@@ -46,7 +46,7 @@ pub use cast::Cast;
 pub use concat::Concat;
 pub use cross_entropy::{CrossEntropy, CrossEntropyGrad};
 pub use cumsum::CumSum;
-pub use dropout::{Dropout, DropoutGrad, DropoutMask};
+pub use dropout::{DrawnMask, Dropout, DropoutGrad, DropoutMask, Survivors};
 pub use gated::{Gated, GatedGrad};
 pub use gather::{Gather, GatherElements, GatherGrad};
 pub use gather_nd::GatherNd;
@@ -152,6 +152,11 @@ pub trait Operator {
     /// the first that it can, whatever others take: no operand is named for two of them.
     fn in_place(&self) -> &'static [(usize, usize)] {
         &[]
+    }
+
+    /// Whether the kernel writes its results wherever their elements lie, with the same scratch; otherwise they are row-major.
+    fn writes_strided(&self) -> bool {
+        false
     }
 
     /// Results that always overwrite an operand, as `(result, operand)`: optimizer updates, accumulators.

@@ -248,6 +248,11 @@ impl Operator for Box<Param> {
         })))
     }
 
+    /// Values are copied in from the host.
+    fn writes_strided(&self) -> bool {
+        true
+    }
+
     fn flops(&self, _: &[&TensorType], _: &[&TensorType]) -> u64 {
         0
     }

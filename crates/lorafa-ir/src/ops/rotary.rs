@@ -59,6 +59,10 @@ impl Operator for Rotary {
         Some((*self).into())
     }
 
+    fn writes_strided(&self) -> bool {
+        true
+    }
+
     /// Needs cos and sin; only where those are trained, the operand, too.
     fn gradient(&self, g: &mut Gradient<'_, '_>) -> Result<(), GradientError> {
         let dy = g.dy()?;

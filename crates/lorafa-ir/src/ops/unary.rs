@@ -80,6 +80,10 @@ impl Operator for Unary {
         Some((*self).into())
     }
 
+    fn writes_strided(&self) -> bool {
+        true
+    }
+
     /// Sqrt, reciprocal and exp need their result; log, abs, sin, cos and erf their operand.
     fn gradient(&self, g: &mut Gradient<'_, '_>) -> Result<(), GradientError> {
         let dy = g.dy()?;

@@ -81,7 +81,7 @@ fn made(graph: &Graph, mut value: ValueId, mut layout: Layout) -> Option<(ValueI
                 turned
             }
             Op::Reshape(_) => layout.reshape(graph.ty(def.operands[0]).known_shape()?)?,
-            _ => return Some((value, layout)),
+            kind => return kind.writes_strided().then_some((value, layout)),
         };
         value = def.operands[0];
     }

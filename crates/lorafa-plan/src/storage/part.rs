@@ -11,7 +11,7 @@
 //! is much of it and soon gone.
 
 use lorafa_ir::layout::Layout;
-use lorafa_ir::{Graph, OpData, Region, ValueId};
+use lorafa_ir::{Graph, OpData, Region, TensorType, ValueId};
 
 use super::{Alias, StorageKind, Storages};
 use crate::in_place::is_elementwise;
@@ -71,23 +71,17 @@ impl Parts {
         op: &OpData,
         slot: usize,
     ) -> Option<Alias> {
-        let ty = graph.ty(op.results[slot]);
-        let mut operands = op.kind.in_place().iter().filter(|(of, _)| *of == slot);
+        if !op.kind.writes_strided() {
+            return None;
+        }
         let result = op.results[slot];
+        let mut operands = op.kind.in_place().iter().filter(|(of, _)| *of == slot);
         operands.find_map(|&(_, slot)| {
             let over = storages.at(*op.operands.get(slot)?);
-            let storage = storages.get(over.storage);
-            let elements: u64 = over.layout.shape.iter().product();
-            let part = storage.kind == StorageKind::Transient
-                && elements > 0
-                && elements * over.dtype.size() < storage.bytes
-                && !repeats(&over.layout);
-            let fits = ty.known_shape().as_ref() == Some(&over.layout.shape)
-                && ty.dtype.size() == over.dtype.size();
-            if !part || !fits {
+            if !is_part(over, storages) || !fits(graph.ty(result), over) {
                 return None;
             }
-            let row = row(graph, storage.root);
+            let row = row(graph, storages.get(over.storage).root);
             let alone = op.operands.iter().enumerate().all(|(other, value)| {
                 let there = storages.at(*value);
                 other == slot
@@ -95,25 +89,24 @@ impl Parts {
                     || disjoint(&there.layout, &over.layout, row)
                     || is_elementwise(&op.kind) && there.layout == over.layout
             });
-            let over_row = (&over.layout, row);
-            let read = |value: &ValueId| {
-                let layout = &storages.at(*value).layout;
-                self.read_after(graph, (*value, layout), op, over_row)
-            };
-            let made = &self.made[over.storage.index()];
-            if !alone || made.iter().any(read) {
+            let there: Vec<(ValueId, &Layout)> = self.made[over.storage.index()]
+                .iter()
+                .map(|value| (*value, &storages.at(*value).layout))
+                .collect();
+            let place = (&over.layout, row);
+            let read = |value: &(ValueId, &Layout)| self.read_after(graph, *value, op, place);
+            if !alone || there.iter().any(read) {
                 return None;
             }
+            let position = self.positions[op.id.index()];
             let read = self.last_read(graph, (result, &over.layout), None);
-            let last = read.max(self.positions[op.id.index()]);
-            let rest = made.iter().map(|value| {
-                let layout = &storages.at(*value).layout;
-                self.last_read(graph, (*value, layout), Some(over_row))
-            });
+            let last = read.max(position);
+            let rest = there.iter();
+            let rest = rest.map(|value| self.last_read(graph, *value, Some(place)));
             let kept = rest.max() >= Some(last);
-            let much = elements * over.dtype.size() * MUCH >= storage.bytes;
-            let soon = last <= self.positions[op.id.index()] + SOON
-                && self.regions.get(last as usize) == Some(&op.site.region);
+            let soon =
+                last <= position + SOON && self.regions.get(last as usize) == Some(&op.site.region);
+            let much = bytes(over) * MUCH >= storages.get(over.storage).bytes;
             (kept || much && soon).then(|| over.clone())
         })
     }
@@ -169,6 +162,26 @@ impl Parts {
     }
 }
 
+fn bytes(alias: &Alias) -> u64 {
+    alias.layout.shape.iter().product::<u64>() * alias.dtype.size()
+}
+
+/// Whether a value is some of what lies in a storage of the step, and each element of it there once.
+fn is_part(alias: &Alias, storages: &Storages) -> bool {
+    let storage = storages.get(alias.storage);
+    let size = bytes(alias);
+    let mut axes = alias.layout.shape.iter().zip(&alias.layout.strides);
+    storage.kind == StorageKind::Transient
+        && 0 < size
+        && size < storage.bytes
+        && axes.all(|(dim, stride)| *dim == 1 || *stride != 0)
+}
+
+/// Whether a result of this type has a value's elements, one for one.
+fn fits(ty: &TensorType, alias: &Alias) -> bool {
+    ty.known_shape().as_ref() == Some(&alias.layout.shape) && ty.dtype.size() == alias.dtype.size()
+}
+
 /// The view of a value that a reader of it is, if it is one.
 fn view(
     graph: &Graph,
@@ -187,11 +200,6 @@ fn view(
 fn row(graph: &Graph, root: ValueId) -> u64 {
     let shape = graph.ty(root).known_shape();
     shape.and_then(|shape| shape.last().copied()).unwrap_or(1)
-}
-
-fn repeats(layout: &Layout) -> bool {
-    let mut axes = layout.shape.iter().zip(&layout.strides);
-    axes.any(|(dim, stride)| *dim > 1 && *stride == 0)
 }
 
 /// Whether two places surely have no element in common: one ends before the other begins, in the storage or in every row

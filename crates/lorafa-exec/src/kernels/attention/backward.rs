@@ -28,7 +28,7 @@ pub(in crate::kernels) fn backward(op: AttentionGrad, cx: &mut Cx<'_>) -> Emitte
         false => None,
     };
     let masks = Masks::new(cx, op.of, s, at_once, &ins[6..])?;
-    let drops = Drops::new(cx, op.of, s, at_once)?;
+    let drops = Drops::new(cx, op.of, s, at_once, &all_grads)?;
     let operands = Operands::new(cx, s, at_once, [&ins[1], &ins[2], &ins[3]]);
     let d_out = heads_first(&ins[0]);
     let copy = s.copies(at_once, &d_out.layout) || seeing.is_some();
@@ -86,15 +86,16 @@ pub(in crate::kernels) fn backward(op: AttentionGrad, cx: &mut Cx<'_>) -> Emitte
                 cx.mul(&d_out, &seeing, &d_out)?;
             }
 
+            let mask = drops.as_ref().map(|drops| drops.mask(cx, &block));
             masks.scores(cx, [&q, &k, &weights], &block)?;
             softmax(cx, &weights)?;
-            if let Some(drops) = &drops {
+            if let (Some(drops), Some(mask)) = (&drops, &mask) {
                 // What survives of the weights is where their gradients will be.
-                let (mask, factor) = (drops.mask(cx, &block), drops.factor());
-                drops.keep(cx, &mask, &weights, &grads)?;
+                let factor = drops.factor();
+                drops.keep(cx, mask, &weights, &grads)?;
                 products(cx, [&grads.swapped(), &d_out, &dv], beta, factor)?;
                 products(cx, [&d_out, &v.swapped(), &grads], 0.0, factor)?;
-                drops.keep(cx, &mask, &grads, &grads)?;
+                drops.keep(cx, mask, &grads, &grads)?;
             } else {
                 products(cx, [&weights.swapped(), &d_out, &dv], beta, 1.0)?;
                 products(cx, [&d_out, &v.swapped(), &grads], 0.0, 1.0)?;

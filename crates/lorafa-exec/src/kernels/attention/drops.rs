@@ -5,8 +5,8 @@ use lorafa_ir::ops::{Attention, AttentionBlock, AttentionSizes, Dropout};
 
 use super::operands::Block;
 use super::{Made, by_share};
-use crate::kernels::dropout::{draw, places};
-use crate::kernels::{Cx, Emitted};
+use crate::kernels::mask::{Room, places};
+use crate::kernels::{Cx, Emitted, When};
 use crate::view::View;
 
 /// Who survives of a block's weights, drawn for that block alone.
@@ -15,39 +15,46 @@ pub(super) struct Drops {
     s: AttentionSizes,
     /// `[batch, heads, rows, keys]`.
     places: View,
-    room: View,
+    mask: View,
+    room: Room,
     zero: View,
 }
 
 impl Drops {
-    /// Takes scratch for the mask of a block, if anything is dropped.
+    /// Takes scratch for the mask of a block, if anything is dropped. It is drawn in the memory of the block's scores.
     pub(super) fn new(
         cx: &mut Cx<'_>,
         op: Attention,
         s: AttentionSizes,
         at_once: AttentionBlock,
+        scores: &View,
     ) -> Made<Option<Self>> {
         let Some(of) = op.dropout else {
             return Ok(None);
         };
-        let scores = at_once.sequences * s.heads * at_once.rows * s.keys;
-        let room = cx.scratch(DType::Bool, &[scores]);
+        let mask = cx.scratch(DType::Bool, scores.shape());
+        cx.when(When::Training);
+        let room = Room::new(cx, s.longest(at_once), scores)?;
+        cx.when(When::Always);
         let zero = cx.literal(s.wide, 0.0)?;
         let places = places(&[s.batch, s.heads, s.rows, s.keys]);
         Ok(Some(Drops {
             of,
             s,
             places,
+            mask,
             room,
             zero,
         }))
     }
 
-    /// The mask of a block's weights `[shares, sequences, groups, rows, keys]`.
+    /// The mask of a block's weights `[shares, sequences, groups, rows, keys]`, before there are scores.
     pub(super) fn mask(&self, cx: &mut Cx<'_>, block: &Block) -> View {
         let places = by_share(&block.part_of(&self.places), &self.s);
-        let mask = View::contiguous(self.room.start, DType::Bool, places.shape());
-        draw(self.of, &mask, &places, cx);
+        let mask = View::contiguous(self.mask.start, DType::Bool, places.shape());
+        cx.when(When::Training);
+        self.room.draw(self.of, mask.clone(), places, cx);
+        cx.when(When::Always);
         mask
     }
 

@@ -23,7 +23,7 @@ pub(in crate::kernels) fn forward(op: Attention, cx: &mut Cx<'_>) -> Emitted {
         false => None,
     };
     let masks = Masks::new(cx, op, s, at_once, &ins[3..])?;
-    let drops = Drops::new(cx, op, s, at_once)?;
+    let drops = Drops::new(cx, op, s, at_once, &all_scores)?;
     let operands = Operands::new(cx, s, at_once, [&ins[0], &ins[1], &ins[2]]);
     let heads = heads_first(&out);
     let result = Operand::new(
@@ -61,16 +61,16 @@ pub(in crate::kernels) fn forward(op: Attention, cx: &mut Cx<'_>) -> Emitted {
 
             let q = operands.queries(cx, &block)?;
             let (k, v) = (block.keys_of(&k), block.keys_of(&v));
+            let mask = drops.as_ref().map(|drops| drops.mask(cx, &block));
             masks.scores(cx, [&q, &k, &scores], &block)?;
             largest(cx, &scores, &most)?;
             softmax(cx, &scores)?;
             largest(cx, &scores, &weight)?;
-            if let Some(drops) = &drops {
+            if let (Some(drops), Some(mask)) = (&drops, &mask) {
                 cx.when(When::Evaluation);
                 products(cx, [&scores, &v, &y_shares], 0.0, 1.0)?;
                 cx.when(When::Training);
-                let mask = drops.mask(cx, &block);
-                drops.keep(cx, &mask, &scores, &scores)?;
+                drops.keep(cx, mask, &scores, &scores)?;
                 products(cx, [&scores, &v, &y_shares], 0.0, drops.factor())?;
                 cx.when(When::Always);
             } else {
