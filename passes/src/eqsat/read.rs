@@ -11,6 +11,9 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Most ops of the backward pass that a gradient is looked at with: a bound for hostile input.
 const MAX_OPS: usize = 256;
 
+/// How many ops deep what the backward pass computes again is compared with the forward pass.
+const MAX_AGAIN: usize = 6;
+
 /// What is known of a graph while it is read.
 pub(crate) struct Reader<'g> {
     graph: &'g Graph,
@@ -18,6 +21,8 @@ pub(crate) struct Reader<'g> {
     live: &'g [bool],
     /// What holds the memory of `x`, of `x·A`, or of what `x` is a scaled or cast copy of.
     inputs: BTreeSet<ValueId>,
+    /// What the backward pass computes of these again.
+    again: BTreeMap<ValueId, ValueId>,
     /// The product `x·A`.
     xa: ValueId,
     /// Values of the backward pass that the gradient is made of, and whether that is all they are for.
@@ -59,6 +64,7 @@ pub(crate) fn gradient(
         views,
         live,
         inputs: BTreeSet::new(),
+        again: BTreeMap::new(),
         xa: adapter.xa,
         within: BTreeMap::new(),
         terms: terms(),
@@ -90,7 +96,30 @@ pub(crate) fn gradient(
 
 impl Reader<'_> {
     fn root(&self, value: ValueId) -> ValueId {
+        let value = self.known(value);
         self.views.root(value).map_or(value, |(root, _)| root)
+    }
+
+    /// The value of the forward pass that a value is.
+    fn known(&self, value: ValueId) -> ValueId {
+        self.again.get(&value).copied().unwrap_or(value)
+    }
+
+    /// Whether a value is computed as another one is.
+    fn is_again(&self, value: ValueId, of: ValueId, depth: usize) -> bool {
+        let (a, b) = (self.graph.value(value), self.graph.value(of));
+        let (x, y) = (self.graph.op(a.op), self.graph.op(b.op));
+        let drawn = matches!(x.kind, Op::Param(_) | Op::Dropout(_) | Op::Onnx(_));
+        let alike = || {
+            let operands = x.operands.iter().zip(&y.operands);
+            let shapes = x.kind == y.kind && x.operands.len() == y.operands.len();
+            !drawn && a.slot == b.slot && shapes && {
+                operands
+                    .into_iter()
+                    .all(|(a, b)| self.is_again(*a, *b, depth - 1))
+            }
+        };
+        value == of || depth > 0 && alike()
     }
 
     fn is_backward(&self, value: ValueId) -> bool {
@@ -141,8 +170,13 @@ impl Reader<'_> {
                 order.push(value);
                 continue;
             }
-            let form = self.form(value).filter(|_| self.is_backward(value));
-            let (Some(form), true) = (form, seen.insert(value)) else {
+            if !self.is_backward(value) || !seen.insert(value) {
+                continue;
+            }
+            let Some(form) = self.form(value) else {
+                let mut inputs = self.inputs.iter();
+                let input = inputs.find(|input| self.is_again(value, **input, MAX_AGAIN));
+                self.again.extend(input.map(|input| (value, *input)));
                 continue;
             };
             work.push((value, true));
@@ -205,6 +239,7 @@ impl Reader<'_> {
     ///
     /// Recursion is as deep as [`MAX_OPS`] and [`MAX_STEPS`] allow.
     fn value(&mut self, value: ValueId) -> Option<Id> {
+        let value = self.known(value);
         if let Some(id) = self.made.get(&value) {
             return *id;
         }
