@@ -30,7 +30,7 @@ pub enum Mode {
     /// One arena, as planned.
     Arena,
     /// For debugging: an allocation for each storage and each op's scratch, so that nothing is overwritten but by
-    /// updates. Results are the same bits.
+    /// updates and within a storage. Results are the same bits.
     Separate,
 }
 

@@ -2,7 +2,7 @@
 
 use super::groups::{Chain, Group, Member};
 use super::{Backward, Choice};
-use lorafa_ir::ops::{Concat, MatMul, Op, Slice, SliceAxis};
+use lorafa_ir::ops::{Concat, MatMul, Op, Slice};
 use lorafa_ir::{Graph, Patch, PatchError, ValueId};
 use std::ops::Range;
 
@@ -84,14 +84,7 @@ fn part(
 }
 
 fn slice(axis: usize, (start, len): (i64, i64)) -> Op {
-    let axis = SliceAxis {
-        axis,
-        start: start.into(),
-        len: len.into(),
-        step: 1,
-    };
-    let axes = [axis].into_iter().collect();
-    Slice { axes }.into()
+    Slice::along(axis, start, len).into()
 }
 
 /// One product; what the group's products gave are parts of its result.

@@ -102,20 +102,25 @@ fn check(graph: &Arc<Graph>, values: &arena::Values, label: &str) -> Result<(), 
     Ok(())
 }
 
-/// Values in storages of which a result is written over a part.
+/// Values in storages of which a result is written over a part, but for the last of these, which stays.
 fn overwritten(graph: &Graph, plan: &Plan) -> BTreeSet<ValueId> {
     let storages = plan.storages();
     let of = |value: &ValueId| storages.alias(*value).unwrap().storage;
-    let ops = graph.ops();
-    let made = ops.filter(|op| !storages.is_view(op) && op.kind.updates().is_empty());
-    let made = made.flat_map(|op| &op.results);
-    let over = made.filter(|value| {
-        let storage = storages.get(of(value));
-        storage.root != **value && !storage.joined.contains(value)
-    });
-    let over: BTreeSet<StorageId> = over.map(of).collect();
+    let mut last: BTreeMap<StorageId, ValueId> = BTreeMap::new();
+    for op in plan.schedule().ops().iter().map(|id| graph.op(*id)) {
+        if storages.is_view(op) || !op.kind.updates().is_empty() {
+            continue;
+        }
+        for value in &op.results {
+            let storage = storages.get(of(value));
+            if storage.root != *value && !storage.joined.contains(value) {
+                last.insert(of(value), *value);
+            }
+        }
+    }
     let values = graph.ops().flat_map(|op| op.results.iter().copied());
-    values.filter(|value| over.contains(&of(value))).collect()
+    let gone = values.filter(|value| last.get(&of(value)).is_some_and(|last| last != value));
+    gone.collect()
 }
 
 /// Runs two steps with and without the arena: the same bits, and nothing allocated in the second.

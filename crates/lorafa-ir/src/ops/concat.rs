@@ -1,8 +1,7 @@
 //! `concat`: tensors one after the other.
 
 use super::attrs::{AttrReader, Attrs};
-use super::slice::{Slice, SliceAxis};
-use super::{Op, Operator, Types, one, same_dtype};
+use super::{Op, Operator, Slice, Types, one, same_dtype};
 use crate::dim::{Bindings, Dim};
 use crate::grad::{Gradient, GradientError};
 use crate::interp::{Array, EvalError};
@@ -80,19 +79,8 @@ impl Operator for Concat {
         for (slot, x) in operands.iter().enumerate() {
             let len = g.ty(*x).shape[self.axis].clone();
             if g.wants(slot) {
-                let part = SliceAxis {
-                    axis: self.axis,
-                    start: start.clone(),
-                    len: len.clone(),
-                    step: 1,
-                };
-                let dx = g.add1(
-                    Slice {
-                        axes: [part].into_iter().collect(),
-                    }
-                    .into(),
-                    &[dy],
-                )?;
+                let part = Slice::along(self.axis, start.clone(), len.clone());
+                let dx = g.add1(part.into(), &[dy])?;
                 g.give(slot, dx)?;
             }
             start = start.plus(&len);

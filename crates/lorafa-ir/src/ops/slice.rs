@@ -53,6 +53,21 @@ pub struct Slice {
     pub axes: SmallVec<[SliceAxis; 1]>,
 }
 
+impl Slice {
+    /// So many neighbours along one axis.
+    pub fn along(axis: usize, start: impl Into<Dim>, len: impl Into<Dim>) -> Self {
+        let part = SliceAxis {
+            axis,
+            start: start.into(),
+            len: len.into(),
+            step: 1,
+        };
+        Slice {
+            axes: [part].into_iter().collect(),
+        }
+    }
+}
+
 impl Operator for Slice {
     fn name(&self) -> &'static str {
         "slice"

@@ -1,6 +1,6 @@
 //! Values that lie side by side, and results in the place of one of them.
 
-use lorafa_ir::ops::{Concat, Slice, SliceAxis, Transpose, Unary, UnaryKind};
+use lorafa_ir::ops::{Concat, Slice, Transpose, Unary, UnaryKind};
 use lorafa_ir::{DType, ValueId};
 
 use super::{Role, Steps};
@@ -52,14 +52,7 @@ impl Steps<'_> {
         for part in parts {
             let len = self.shape(*part)[axis];
             if self.rng.below(3) > 0 {
-                let part = SliceAxis {
-                    axis,
-                    start: start.into(),
-                    len: len.into(),
-                    step: 1,
-                };
-                let axes = [part].into_iter().collect();
-                let slice = self.add(Slice { axes }, &[whole]);
+                let slice = self.add(Slice::along(axis, start, len), &[whole]);
                 self.add(Unary(UnaryKind::Abs), &slice);
             }
             start += len;
