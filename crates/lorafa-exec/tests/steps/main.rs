@@ -19,7 +19,6 @@ use lorafa_ir::OutputKind;
 use lorafa_onnx::dtype::decode;
 use lorafa_onnx::external::ExternalStore;
 use lorafa_passes::pass::{Method, Options};
-use lorafa_passes::{PassKind, registry};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -133,28 +132,20 @@ fn those_of_packed_products_are_too() {
 /// Without any pass that no other needs, and with each of them alone; the models take turns with the methods.
 #[test]
 fn those_of_each_pass_alone_are_too() {
-    let all = registry::all().into_iter();
-    let optional = all.filter(|pass| pass.kind() == PassKind::Equivalence);
-    let optional: Vec<&str> = optional.map(|pass| pass.name()).collect();
-    let alone = optional.iter().map(|name| Some(*name));
-    for (turn, alone) in std::iter::once(None).chain(alone).enumerate() {
-        let others = optional.iter().filter(|name| Some(**name) != alone);
-        let others: BTreeSet<&str> = others.copied().collect();
+    for (turn, (alone, others)) in models::alone().into_iter().enumerate() {
         let change = |options: &mut Options| {
             options.disabled = others.clone();
             options.pack_frozen = true;
         };
         let method = |index| vec![METHODS[(index + turn) % METHODS.len()]];
-        all_held(method, change, 12, alone.unwrap_or("none"));
+        all_held(method, change, 12, alone);
     }
 }
 
 /// Whose backward pass others wrote, with and without what no pass needs.
 #[test]
 fn those_of_training_graphs_are_too() {
-    let all = registry::all().into_iter();
-    let optional = all.filter(|pass| pass.kind() == PassKind::Equivalence);
-    let optional: BTreeSet<&str> = optional.map(|pass| pass.name()).collect();
+    let (_, optional) = models::alone().swap_remove(0);
     let models = models::joint();
     for (model, method) in models
         .iter()

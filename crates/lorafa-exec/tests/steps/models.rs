@@ -8,7 +8,7 @@ use lorafa_onnx::import::import;
 use lorafa_passes::attach_optimizer::OptimizerOptions;
 use lorafa_passes::inject_lora::InjectOptions;
 use lorafa_passes::pass::{Method, Options};
-use lorafa_passes::{Manager, PassCx};
+use lorafa_passes::{Manager, PassCx, PassKind, registry};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -195,6 +195,19 @@ pub fn options(model: &Model, method: Method, bindings: Bindings) -> Options {
         },
         ..Options::default()
     }
+}
+
+/// What to leave out so that no optional pass runs, and so that each runs alone, with what that is called.
+pub fn alone() -> Vec<(&'static str, BTreeSet<&'static str>)> {
+    let all = registry::all().into_iter();
+    let optional = all.filter(|pass| pass.kind() == PassKind::Equivalence);
+    let optional: Vec<&str> = optional.map(|pass| pass.name()).collect();
+    let without = |kept: &'static str| {
+        let others = optional.iter().filter(|name| **name != kept);
+        (kept, others.copied().collect())
+    };
+    let kept = std::iter::once("no pass").chain(optional.iter().copied());
+    kept.map(without).collect()
 }
 
 /// The training step for the batch of these answers, whose gradients are outputs.

@@ -127,8 +127,8 @@ impl Runs {
         self.tensors.iter().filter_map(of).collect()
     }
 
-    /// Runs the same updates; gives the worst errors: of losses, and of what was trained.
-    fn follow(&self, model: &Model, run: &Run) -> (f64, f64) {
+    /// Runs the same updates; gives the worst errors: of losses, and of what was trained. `change` may choose passes.
+    fn follow(&self, model: &Model, run: &Run, change: impl Fn(&mut Options)) -> (f64, f64) {
         let first = self.batch(0);
         // As the scripts have it that made the files.
         let optimizer = OptimizerOptions {
@@ -136,10 +136,11 @@ impl Runs {
             projection: DType::BF16,
             ..OptimizerOptions::new(run.kind)
         };
-        let options = Options {
+        let mut options = Options {
             optimizer,
             ..models::options(model, run.method, models::bindings(model, &first))
         };
+        change(&mut options);
         let graph = Arc::new(compiled_with(model, options));
         let mut program = start(model, &graph, &first, Mode::Arena);
         let lr = self.json["lr"].as_f64().unwrap() as f32;
@@ -226,6 +227,38 @@ const RUNS: [Run; 3] = [
     },
 ];
 
+/// What PyTorch did with a model, if we can follow it.
+fn runs_of(model: &Model) -> Option<Runs> {
+    let noisy = ["zeroB", "nomask"].iter().any(|v| model.name.contains(v));
+    let follows = !noisy && model.is_comparable() && model.name.contains("lora");
+    follows.then(|| Runs::of(model))?
+}
+
+/// One model a family, without any optional pass and with each alone; the runs take turns.
+#[test]
+fn twenty_steps_with_each_pass_alone_follow_pytorch() {
+    let mut models = models::all();
+    models.dedup_by(|a, b| a.family() == b.family() && runs_of(b).is_some());
+    for (turn, (alone, others)) in models::alone().into_iter().enumerate() {
+        let mut worst = (0.0f64, 0.0f64);
+        let mut done = 0;
+        for (model, runs) in models.iter().filter_map(|m| Some((m, runs_of(m)?))) {
+            let run = &RUNS[(done + turn) % RUNS.len()];
+            let errors = runs.follow(model, run, |options| {
+                options.disabled = others.clone();
+                options.pack_frozen = true;
+            });
+            worst = (worst.0.max(errors.0), worst.1.max(errors.1));
+            done += 1;
+        }
+        println!(
+            "{alone}: {done} runs, loss {:.1e}, adapters {:.1e} at worst",
+            worst.0, worst.1
+        );
+        assert!(done >= 6, "{alone}: {done}");
+    }
+}
+
 /// The runs of `examples/`, and of the folder that `LORAFA_EXTRA_MODELS` names.
 #[test]
 fn twenty_steps_follow_pytorch() {
@@ -234,15 +267,11 @@ fn twenty_steps_follow_pytorch() {
     let mut models = models::all();
     models.extend(models::joint());
     for model in &models {
-        let noisy = ["zeroB", "nomask"].iter().any(|v| model.name.contains(v));
-        if noisy || !model.is_comparable() || !model.name.contains("lora") {
-            continue;
-        }
-        let Some(runs) = Runs::of(model) else {
+        let Some(runs) = runs_of(model) else {
             continue;
         };
         for run in &RUNS {
-            let errors = runs.follow(model, run);
+            let errors = runs.follow(model, run, |_| ());
             worst = (worst.0.max(errors.0), worst.1.max(errors.1));
             done += 1;
         }
