@@ -4,12 +4,11 @@
 mod arena;
 mod common;
 
-use common::{Model, examples, joint, options};
+use common::{Model, examples, joint, loss_and_gradients, numbers, options, values};
 use lorafa_ir::interp::Array;
-use lorafa_ir::ops::{ActivationKind, Concat, Data, Param, ReduceKind, Role, UnaryKind};
+use lorafa_ir::ops::{ActivationKind, Concat, ReduceKind, Role, UnaryKind};
 use lorafa_ir::text::OpDisplay;
-use lorafa_ir::{DType, Graph, Op, OutputKind, Region, ValueId};
-use lorafa_onnx::dtype::decode;
+use lorafa_ir::{DType, Graph, Op, Region, ValueId};
 use lorafa_passes::attach_optimizer::{OptimizerKind, OptimizerOptions};
 use lorafa_passes::freeze_lora_a::Certificate;
 use lorafa_passes::pass::{Method, Options};
@@ -201,29 +200,15 @@ fn gradients(model: &Model, method: Method) -> BTreeMap<String, Vec<f64>> {
         let name = name.strip_prefix("m.").unwrap_or(name);
         name.replace("model.lm_head", "model.transformer.wte")
     };
-    let values = graph.params().map(|(value, param)| {
-        let array = match &param.stored.data {
-            Data::Inline(bytes) if param.role == Role::Constant => {
-                Array::new(&param.ty, decode(param.stored.dtype, bytes))
-            }
-            _ => {
-                // Norms that are alike may be one weight: none of them trains.
-                let name = match param.ty.rank() {
-                    1 => String::new(),
-                    _ => canonical(&param.name),
-                };
-                let mix = |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
-                let mut numbers = numbers(name.bytes().fold(1, mix));
-                Array::from_fn(&param.ty, |_| numbers(param))
-            }
-        };
-        (value, array.unwrap())
+    // Norms that are alike may be one weight: none of them trains.
+    let values = values(&graph, |param| match param.ty.rank() {
+        1 => String::new(),
+        _ => canonical(&param.name),
     });
-    let values = arena::run(&graph, &values.collect()).unwrap();
-    let outputs = graph.outputs().iter();
-    let outputs = outputs.filter(|o| matches!(o.kind, OutputKind::Gradient(_) | OutputKind::Loss));
-    let named = outputs.map(|o| (canonical(&o.name), values[&o.value].data.clone()));
-    named.collect()
+    let results = arena::run(&graph, &values).unwrap();
+    loss_and_gradients(&graph)
+        .map(|o| (canonical(&o.name), results[&o.value].data.clone()))
+        .collect()
 }
 
 /// Steps that compute activations again take less memory, keep nothing that they would not keep otherwise, and give the
@@ -468,26 +453,6 @@ fn all_that_optimizers_do_runs_in_its_arena() {
         }
     }
     assert!(done >= 8, "{done}");
-}
-
-/// Numbers of a size that keeps a tiny model finite.
-fn numbers(mut state: u64) -> impl FnMut(&Param) -> f64 {
-    let mut uniform = move || {
-        state = state
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
-        (state >> 40) as f64 / (1u64 << 24) as f64
-    };
-    move |param: &Param| {
-        let u = uniform();
-        match param.role {
-            _ if param.name.contains("mask") || param.name.contains("step") => 1.0,
-            _ if !param.ty.dtype.is_float() => (2.0 * u).floor(),
-            Role::Constant => u,
-            Role::OptState => 0.01 * u,
-            _ => 0.4 * u - 0.2,
-        }
-    }
 }
 
 fn params(graph: &Graph) -> arena::Values {

@@ -13,6 +13,8 @@
 //! loss needs is the forward pass, all else the backward pass, in the file's order. Outputs that are
 //! neither go, as a training step has no use for them. Which parameter a gradient belongs to, `find-gradients` says.
 //!
+//! An optimizer that `lorafa-opt` wrote goes, too: `attach-optimizer` adds the one that is asked for.
+//!
 //! Exporters write such graphs without modules. An op that reads a weight belongs to the weight's module, any other to the one
 //! that is common to what it reads.
 
@@ -58,6 +60,11 @@ impl Pass for FindTraining {
         let kept = |o: &Output| o.kind != OutputKind::Value || gradients.contains(&o.name);
         patch.retain_outputs(kept);
         let changes = patch.changes();
+        if let Some(update) = written_update(graph) {
+            cx.warn(format_args!(
+                "the optimizer of the file is left out: {update}; flags choose the one of the step"
+            ));
+        }
         cx.note(format_args!(
             "a training graph: {} gradients, {} of {} ops are the backward pass",
             gradients.len(),
@@ -77,6 +84,13 @@ fn gradients(graph: &Graph) -> BTreeSet<Arc<str>> {
     };
     let found = graph.outputs().iter().filter(is_gradient);
     found.map(|o| o.name.clone()).collect()
+}
+
+/// The update of a parameter that a graph has, as text.
+fn written_update(graph: &Graph) -> Option<String> {
+    let mut ops = graph.ops();
+    let update = ops.find(|op| matches!(op.kind, Op::AdamW(_)))?;
+    Some(format!("{}{}", update.kind.name(), update.kind.attrs()))
 }
 
 /// What would need a backward pass of our own making.

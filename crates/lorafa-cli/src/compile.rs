@@ -210,6 +210,7 @@ fn given(
 ) -> Result<Compiled, Error> {
     let trains_a = |a: &Adapter| graph.role(a.a) == Some(Role::Trained);
     let methods: &[Method] = match graph.adapters() {
+        _ if cx.options.method == Method::Full => &[Method::Full],
         [] => &[Method::Full],
         adapters if adapters.iter().any(trains_a) => &[Method::Lora, Method::LoraFa],
         _ => &[Method::LoraFa],
