@@ -183,7 +183,7 @@ fn refuse_method(graph: &Graph, cx: &PassCx, trained: BTreeSet<ValueId>) -> Resu
         (Method::Full, 0) if cx.options.inject.rank.is_none() => return Ok(()),
         (_, 0) => (
             "no adapters",
-            "--method full plans it as it is; to add adapters, give the forward graph",
+            "--method full plans it as it is; to add adapters, give --differentiate",
         ),
         (Method::Lora, _) if !trains_a => (
             "no gradient of an adapter's A",
@@ -191,7 +191,7 @@ fn refuse_method(graph: &Graph, cx: &PassCx, trained: BTreeSet<ValueId>) -> Resu
         ),
         (Method::Full, _) if !trains_all => (
             "adapters, and not the gradients of all weights",
-            "it trains what it has gradients of; for full fine-tuning, give the forward graph",
+            "it trains what it has gradients of; for full fine-tuning, give --differentiate",
         ),
         _ => return Ok(()),
     };

@@ -41,6 +41,11 @@ impl Pass for FindTraining {
     fn run(&self, graph: &mut Graph, cx: &mut PassCx) -> Result<Changed, PassError> {
         let gradients = gradients(graph);
         let Some(first) = gradients.first() else {
+            if cx.options.differentiate {
+                return Err(PassError::Refused(
+                    "--differentiate: the model has no gradients in it, which are computed anyway: leave that out".into(),
+                ));
+            }
             cx.note("a forward graph: no output is called `grad::…`");
             return Ok(Changed::No);
         };
@@ -50,9 +55,22 @@ impl Pass for FindTraining {
                  the scalar that they are the gradients of \"loss\""
             )));
         };
-        refuse_what_forward_graphs_take(graph, cx, first)?;
+        if !cx.options.differentiate {
+            refuse_what_forward_graphs_take(graph, cx, first)?;
+        }
         let backward = behind(graph, loss);
         let mut patch = graph.patch("find-training");
+        if cx.options.differentiate {
+            place_in_modules(&mut patch);
+            patch.retain_outputs(|o| o.kind != OutputKind::Value);
+            let changes = patch.changes();
+            cx.note(format_args!(
+                "a training graph, of whose {} ops the {} of the backward pass are left out",
+                graph.op_count(),
+                backward.len()
+            ));
+            return Ok(Changed::from_count(changes));
+        }
         for id in &backward {
             patch.set_region(*id, Region::Backward);
         }
@@ -100,17 +118,17 @@ fn refuse_what_forward_graphs_take(
     output: &str,
 ) -> Result<(), PassError> {
     let options = &cx.options;
-    let flag = match (options.loss, options.dtype) {
-        (Some(kind), _) => format!("--loss {kind}"),
-        _ if options.replace_adapters => "--replace-adapters".into(),
+    let anew = ", or give --differentiate, which computes gradients anew";
+    let (flag, remedy) = match (options.loss, options.dtype) {
+        (Some(kind), _) => (format!("--loss {kind}"), ""),
+        _ if options.replace_adapters => ("--replace-adapters".into(), anew),
         (_, Some(dtype)) if main_dtype(graph).is_some_and(|own| own != dtype) => {
-            format!("--dtype {dtype}")
+            (format!("--dtype {dtype}"), anew)
         }
         _ => return Ok(()),
     };
     Err(PassError::Refused(format!(
-        "{flag}: the model has its gradients in it already (output {output:?}): leave that out, or \
-         give the forward graph, whose gradients are then computed anew"
+        "{flag}: the model has its gradients in it already (output {output:?}): leave that out{remedy}"
     )))
 }
 

@@ -502,6 +502,7 @@ fn options(args: &TrainingArgs, dims: &Dims) -> Result<Options, Error> {
         dtype: args.dtype,
         loss: args.loss.map(Into::into),
         inject,
+        differentiate: args.differentiate,
         replace_adapters: lora.replace_adapters,
         optimizer: args.optimizer.options()?,
         pack_frozen: args.passes.pack_frozen,
