@@ -57,7 +57,8 @@ impl<'m> Importer<'m, '_> {
             }
             return self.opaque(node);
         };
-        if node.proto.input.len() <= MAX_EVALUATED {
+        let one = (1..node.proto.output.len()).all(|slot| !self.is_output_read(node, slot));
+        if one && node.proto.input.len() <= MAX_EVALUATED {
             let mut ins = Vec::new();
             for slot in 0..node.proto.input.len() {
                 ins.push(match node.input(slot) {
