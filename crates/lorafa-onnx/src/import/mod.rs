@@ -64,6 +64,11 @@ pub fn import(model: &ModelFile) -> Result<Graph, ImportError> {
     Ok(graph)
 }
 
+/// Whether a model is a training graph of onnxruntime-training: gradients go into its accumulators.
+pub fn is_onnxruntime_training(model: &ModelFile) -> bool {
+    model.graph().node.iter().any(training::accumulates)
+}
+
 /// Nodes in an order in which each comes after what it reads; the file's own if it is one.
 fn order(importer: &Importer<'_, '_>) -> Result<Vec<usize>, ImportError> {
     let nodes = &importer.program.nodes;
