@@ -4,7 +4,7 @@
 mod arena;
 mod common;
 
-use common::{Model, examples, joint, options};
+use common::{Model, examples, joint, options, ort};
 use lorafa_ir::interp::Array;
 use lorafa_ir::ops::{ActivationKind, Concat, Data, Param, ReduceKind, Role, UnaryKind};
 use lorafa_ir::text::OpDisplay;
@@ -35,8 +35,10 @@ fn compile_with(model: &Model, options: Options) -> (Graph, Option<Certificate>)
 fn all() -> Vec<(Model, &'static [Method])> {
     const METHODS: [Method; 3] = [Method::Full, Method::Lora, Method::LoraFa];
     let examples = examples().into_iter().map(|model| (model, &METHODS[..]));
-    let joint = joint().into_iter().map(|model| (model, &METHODS[1..]));
-    examples.chain(joint).collect()
+    let ort = ort().into_iter().map(|(lora, _)| lora);
+    let given = joint().into_iter().chain(ort);
+    let given = given.map(|model| (model, &METHODS[1..]));
+    examples.chain(given).collect()
 }
 
 #[test]
