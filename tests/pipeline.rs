@@ -495,8 +495,14 @@ fn numbers(mut state: u64) -> impl FnMut(&Param) -> f64 {
 fn params(graph: &Graph) -> arena::Values {
     let mut number = numbers(1);
     let arrays = graph.params().map(|(value, param)| {
-        let array = Array::from_fn(&param.ty, |_| number(param)).unwrap();
-        (value, array)
+        let array = match &param.stored.data {
+            // Indices and masks.
+            Data::Inline(bytes) if !param.ty.dtype.is_float() => {
+                Array::new(&param.ty, decode(param.stored.dtype, bytes))
+            }
+            _ => Array::from_fn(&param.ty, |_| number(param)),
+        };
+        (value, array.unwrap())
     });
     arrays.collect()
 }
