@@ -50,7 +50,7 @@ fn trained(graph: &Graph) -> BTreeSet<String> {
     trained.map(|(_, p)| p.name.to_string()).collect()
 }
 
-fn modules<'c>(certificate: &'c Certificate, released: bool) -> BTreeSet<&'c str> {
+fn modules(certificate: &Certificate, released: bool) -> BTreeSet<&str> {
     let proofs = certificate.proofs.iter();
     let proofs = proofs.filter(|proof| proof.kept.is_none() == released);
     proofs.map(|proof| &*proof.module).collect()
