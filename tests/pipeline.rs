@@ -4,11 +4,12 @@
 mod arena;
 mod common;
 
-use common::{Model, examples, joint, loss_and_gradients, numbers, options, values};
+use common::{Model, examples, joint, loss_and_gradients, numbers, options, ort, values};
 use lorafa_ir::interp::Array;
-use lorafa_ir::ops::{ActivationKind, Concat, ReduceKind, Role, UnaryKind};
+use lorafa_ir::ops::{ActivationKind, Concat, Data, ReduceKind, Role, UnaryKind};
 use lorafa_ir::text::OpDisplay;
 use lorafa_ir::{DType, Graph, Op, Region, ValueId};
+use lorafa_onnx::dtype::decode;
 use lorafa_passes::attach_optimizer::{OptimizerKind, OptimizerOptions};
 use lorafa_passes::freeze_lora_a::Certificate;
 use lorafa_passes::pass::{Method, Options};
@@ -34,8 +35,10 @@ fn compile_with(model: &Model, options: Options) -> (Graph, Option<Certificate>)
 fn all() -> Vec<(Model, &'static [Method])> {
     const METHODS: [Method; 3] = [Method::Full, Method::Lora, Method::LoraFa];
     let examples = examples().into_iter().map(|model| (model, &METHODS[..]));
-    let joint = joint().into_iter().map(|model| (model, &METHODS[1..]));
-    examples.chain(joint).collect()
+    let ort = ort().into_iter().map(|(lora, _)| lora);
+    let given = joint().into_iter().chain(ort);
+    let given = given.map(|model| (model, &METHODS[1..]));
+    examples.chain(given).collect()
 }
 
 #[test]
@@ -460,8 +463,14 @@ fn all_that_optimizers_do_runs_in_its_arena() {
 fn params(graph: &Graph) -> arena::Values {
     let mut number = numbers(1);
     let arrays = graph.params().map(|(value, param)| {
-        let array = Array::from_fn(&param.ty, |_| number(param)).unwrap();
-        (value, array)
+        let array = match &param.stored.data {
+            // Indices and masks.
+            Data::Inline(bytes) if !param.ty.dtype.is_float() => {
+                Array::new(&param.ty, decode(param.stored.dtype, bytes))
+            }
+            _ => Array::from_fn(&param.ty, |_| number(param)),
+        };
+        (value, array.unwrap())
     });
     arrays.collect()
 }

@@ -103,7 +103,7 @@ impl Pass for AttachOptimizer {
             if projects {
                 cx.note("AdamW: the LoRA-FA optimizer is for the method lora-fa");
             }
-            (AdamWForm::Torch, None)
+            (options.form, None)
         };
         let coefficient = match options.max_grad_norm {
             Some(most) => {

@@ -15,7 +15,7 @@
 //! numbers to the last bit.
 
 use crate::pass::{Changed, Pass, PassCx, PassError, PassKind};
-use lorafa_ir::ops::{Binary, BinaryKind, Cast, MatMul, Op, Reshape, Transpose};
+use lorafa_ir::ops::{Binary, BinaryKind, Cast, MatMul, Op, Transpose};
 use lorafa_ir::{DType, Graph, OpData, OpId, Patch, PatchError, ValueId};
 
 /// See the module.
@@ -87,15 +87,25 @@ fn operand<'g>(graph: &'g Graph, op: &OpData, slot: usize) -> &'g OpData {
     graph.def(op.operands[slot])
 }
 
-/// `reshape (reshape x)` is `reshape x`.
+/// `reshape (reshape x)` is `reshape x`, but where that would copy again what is copied already: a reshape of what is
+/// transposed or cut lays it out, for others too, and one of that is a view.
 fn merge_reshapes(p: &mut Patch<'_>, id: OpId) -> Result<(), PatchError> {
-    let op = p.graph().op(id);
+    let graph = p.graph();
+    let op = graph.op(id);
     let Op::Reshape(_) = op.kind else {
         return Ok(());
     };
-    let inner = operand(p.graph(), op, 0);
-    if let Op::Reshape(Reshape { .. }) = inner.kind {
-        let x = inner.operands[0];
+    let inner = operand(graph, op, 0);
+    let Op::Reshape(_) = inner.kind else {
+        return Ok(());
+    };
+    let x = inner.operands[0];
+    let askew = matches!(
+        graph.def(x).kind,
+        Op::Transpose(_) | Op::Slice(_) | Op::Expand(_)
+    );
+    let shared = graph.uses(inner.results[0]).len() > 1;
+    if !(askew && shared) {
         p.set_operand(id, 0, x);
     }
     Ok(())

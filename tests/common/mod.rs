@@ -20,6 +20,7 @@ pub struct Model {
 }
 
 /// Every model of `examples/` and of the folder that `LORAFA_EXTRA_MODELS` names, by name.
+#[allow(dead_code)]
 pub fn examples() -> Vec<Model> {
     let extra = std::env::var_os("LORAFA_EXTRA_MODELS").map(PathBuf::from);
     within(std::iter::once(folder()).chain(extra))
@@ -31,7 +32,24 @@ pub fn joint() -> Vec<Model> {
     within(std::iter::once(folder().join("joint")))
 }
 
-fn folder() -> PathBuf {
+/// The training graphs of onnxruntime-training in `examples/`, named after their folders: those of LoRA, each with
+/// that which the same program makes with A frozen from the start.
+#[allow(dead_code)]
+pub fn ort() -> Vec<(Model, Model)> {
+    let load = |name: String| {
+        let file = folder().join("ort").join(&name).join("training_model.onnx");
+        Model {
+            name,
+            ..load(&file)
+        }
+    };
+    let families = ["gpt2", "llama", "roberta"].into_iter();
+    let pair = |f| (load(format!("{f}-lora")), load(format!("{f}-lora-fa")));
+    families.map(pair).collect()
+}
+
+/// Where the examples are.
+pub fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("examples")
 }
 

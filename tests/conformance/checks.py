@@ -54,7 +54,9 @@ def required(method, expected):
     def trained(name):
         if method == "full":
             return True
-        return "lora_B" in name or "modules_to_save.default" in name or (method == "lora" and "lora_A" in name)
+        if "lora_A" in name:    # a head that trains in full may have adapters of its own
+            return method == "lora"
+        return "lora_B" in name or "modules_to_save.default" in name
     return {k.removeprefix("grad::") for k in expected if k.startswith("grad::") and trained(k)}
 
 
@@ -84,7 +86,9 @@ def run(model, feeds):
 
 
 def inputs(expected):
-    return {k.removeprefix("input::"): v for k, v in expected.items() if k.startswith("input::")}
+    """A batch, and the values of weights that are inputs of the model."""
+    parts = (k.partition("::") for k in expected)
+    return {name: expected[kind + sep + name] for kind, sep, name in parts if kind in ("input", "param")}
 
 
 def same_names(report, what, got, want):
@@ -205,13 +209,15 @@ def lorafa(p, g, m, v, step, lr, decay, beta1=0.9, beta2=0.999, eps=1e-6):
     return p * (1 - lr * decay), m, v
 
 
-def inverses(model):
-    """What PEFT's LoRA-FA optimizer multiplies gradients with, by the name of A's input."""
+def inverses(model, feeds):
+    """What PEFT's LoRA-FA optimizer multiplies gradients with, by the name of its input."""
+    prefix = "optim::inverse::"
+    tensors = {t.name: t for t in model.graph.initializer}
     found = {}
-    for tensor in model.graph.initializer:
-        if "lora_A" in tensor.name:
-            a = numpy_helper.to_array(tensor).astype(np.float64)
-            found[f"optim::inverse::{tensor.name}"] = np.linalg.pinv(a @ a.T + 1e-8 * np.eye(len(a)), hermitian=True)
+    for name in (i.name for i in model.graph.input if i.name.startswith(prefix)):
+        of = name.removeprefix(prefix)
+        a = (feeds[of] if of in feeds else numpy_helper.to_array(tensors[of])).astype(np.float64)
+        found[name] = np.linalg.pinv(a @ a.T + 1e-8 * np.eye(len(a)), hermitian=True)
     return found
 
 
@@ -230,7 +236,7 @@ def compare_optimizer(report, model, expected, method, rename, source, decay, cl
             noise = rng.standard_normal(expected[f"grad::{name}"].shape)
             value = 1e-3 * noise if prefix == "optim::m::" else 1e-7 * np.abs(noise) + 1e-9
             feeds[own[name]] = moments[prefix, name] = value.astype(np.float32)
-    inverse = inverses(model) if scale else {}
+    inverse = inverses(model, feeds) if scale else {}
     feeds |= {name: value.astype(np.float32) for name, value in inverse.items()}
     inverse = {rename(name.removeprefix("optim::inverse::")): value for name, value in inverse.items()}
     if report.problems:

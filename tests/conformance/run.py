@@ -8,7 +8,8 @@ onnx.checker, come out byte for byte the same a second time, and give the loss a
 as in <family>-*.expected.safetensors (in DIR, or in --expected DIR). Plain models get adapters injected for lora and
 lora-fa; A is then replaced by the reference's, so that our random numbers do not matter. Where PyTorch has no answer for
 the adapters, it follows from the one for the plain model: B is zero, so dB = scale·dW·Aᵀ. joint/*.onnx have LoRA's
-gradients from autograd, and go through lora and lora-fa. One model a family also runs
+gradients from autograd, and go through lora and lora-fa; ort/*/training_model.onnx have them from onnxruntime-training, whose
+answers are in ort/. One model a family also runs
 with --with-optimizer, with PEFT's LoRA-FA optimizer and clipping, with --pack-frozen, and with --dtype f16, held against
 PyTorch's answers in fp32. Each optional pass also runs alone, with all others left out, on another model each. File names
 say what a model is; models that cannot be compared are listed with the reason.
@@ -32,6 +33,7 @@ ROOT = Path(__file__).resolve().parents[2]
 METHODS = ("full", "lora", "lora-fa")
 ALPHA_PER_RANK = 2              # examples/export.py and the larger models of the same making
 DEFAULT_RANK, DEFAULT_BATCH, DEFAULT_SEQ = 4, 2, 8
+TRAINING_MODEL = "training_model.onnx"
 TIMEOUT_S = 300
 ANEW = ("--differentiate",)
 PACKED = ("--pack-frozen",)
@@ -47,58 +49,74 @@ class Model:
     lora: bool
     variant: str                # answers of its own: "", "-zeroB", "-nomask"
     incomparable: str           # why onnxruntime's numbers would mean nothing, or ""
-    joint: bool                 # its gradients are those of LoRA, from autograd
+    joint: bool                 # its gradients are those of LoRA, from autograd or onnxruntime-training
+    ort: bool                   # from the latter
 
     @staticmethod
     def parse(path):
+        if path.name == TRAINING_MODEL:
+            family = path.parent.name.split("-")[0]
+            return Model(path, family, lora=True, variant="", incomparable="", joint=True, ort=True)
         parts = path.stem.split("-")
         kinds = [p for p in parts if p in ("lora", "plain")]
         if len(kinds) != 1 or not {"eval", "train"} & set(parts):
             return None
         why = "train mode: dropout is random" if "train" in parts else "" if "fp32" in parts else "not fp32"
         variant = "".join(f"-{p}" for p in ("zeroB", "nomask") if p in parts)
-        return Model(path, parts[0], kinds[0] == "lora", variant, why, "joint" in parts)
+        return Model(path, parts[0], kinds[0] == "lora", variant, why, "joint" in parts, False)
 
     @property
     def wrapper(self):
         return "model." if "-ts-" in self.path.stem else ""
 
     @property
+    def name(self):
+        return self.path.parent.name if self.ort else self.path.stem
+
+    @property
     def methods(self):
+        if self.name.endswith("-lora-fa"):
+            return METHODS[2:]
         return METHODS[1:] if self.joint else METHODS
 
     def rename(self, name):
+        if self.ort:
+            return name
         if self.joint:          # a wrapper, in names of parameters alone
             name = name.removeprefix("m.")
         return checks.canonical(name, self.family, self.wrapper)
 
     def loss_name(self, outputs):
         """`loss`, unless the exporter gave the model's own loss output another name."""
-        if "loss" in outputs or "-loss-" not in self.path.stem:
+        if "loss" in outputs or not (self.ort or "-loss-" in self.path.stem):
             return "loss"
         return onnx.load(self.path).graph.output[0].name
 
 
 class Answers:
-    """Finds <family>-<kind>[-r<rank>]<variant>.expected.safetensors in the given folders."""
+    """Finds <family>-<kind>[-r<rank>]<variant>.expected.safetensors in the given folders, of onnxruntime in `ort`."""
 
-    def __init__(self, folders):
-        self.files = [f for d in folders for f in sorted(d.glob("*.expected.safetensors"))]
+    def __init__(self, folders, ort):
+        self.files = {False: self.within(folders), True: self.within([ort])}
 
-    def load(self, family, kind, variant=""):
-        pattern = re.compile(rf"{family}-{kind}(-r\d+)?{variant}\.expected\.safetensors")
-        found = next((f for f in self.files if pattern.fullmatch(f.name)), None)
+    @staticmethod
+    def within(folders):
+        return [f for d in folders for f in sorted(d.glob("*.expected.safetensors"))]
+
+    def load(self, model, kind, variant=""):
+        pattern = re.compile(rf"{model.family}-{kind}(-r\d+)?{variant}\.expected\.safetensors")
+        found = next((f for f in self.files[model.ort] if pattern.fullmatch(f.name)), None)
         return load_file(found) if found else None
 
     def of(self, model, method):
         if not model.lora and method != "full":
-            return self.load(model.family, "inject", model.variant) or self.load(model.family, "plain", model.variant)
-        return self.load(model.family, "lora" if model.lora else "plain", model.variant)
+            return self.load(model, "inject", model.variant) or self.load(model, "plain", model.variant)
+        return self.load(model, "lora" if model.lora else "plain", model.variant)
 
     def sizes(self, model):
         """Batch and rank of the model's family, also for the models that are not compared."""
         kinds = ("lora", "inject", "plain") if model.lora else ("inject", "plain", "lora")
-        known = [a for k in kinds if (a := self.load(model.family, k))]
+        known = [a for k in kinds if (a := self.load(model, k))]
         ranks = [v.shape[1] for a in known for k, v in a.items() if k.startswith("grad::") and "lora_B" in k]
         return checks.inputs(known[0]) if known else {}, (ranks or [DEFAULT_RANK])[0]
 
@@ -195,7 +213,7 @@ def plan(models, answers, passes):
         for method in model.methods:
             why = model.incomparable or ("" if answers.of(model, method) else "no expected file")
             yield model, method, (), why
-        kind = (model.family, model.joint)
+        kind = (model.family, model.joint, model.ort)
         if kind not in with_optimizer and model.lora and not why:
             with_optimizer.add(kind)
             yield model, "lora-fa", ("--with-optimizer",), ""
@@ -214,7 +232,7 @@ def plan(models, answers, passes):
 
 def line(model, method, extra, why, report):
     as_is = "--dtype" not in extra and "--with-optimizer" not in extra
-    name = f"{'FAIL' if report.problems else 'ok  '} {model.path.stem}  {' '.join([method, *extra])}"
+    name = f"{'FAIL' if report.problems else 'ok  '} {model.name}  {' '.join([method, *extra])}"
     if report.loss is not None:
         name += f"  loss {report.loss:.1e}"
     if report.gradient is not None:
@@ -240,10 +258,11 @@ def main():
     if not args.bin.is_file():
         parser.error(f"no such binary: {args.bin}")
 
-    files = sorted([*args.models.glob("*.onnx"), *args.models.glob("joint/*.onnx")])
-    wanted = [f for f in files if re.search(args.filter, f.name)]
+    patterns = ("*.onnx", "joint/*.onnx", f"ort/*/{TRAINING_MODEL}")
+    files = sorted(f for pattern in patterns for f in args.models.glob(pattern))
+    wanted = [f for f in files if re.search(args.filter, str(f.relative_to(args.models)))]
     models = [m for f in wanted if (m := Model.parse(f))]
-    answers = Answers([args.models, *args.expected])
+    answers = Answers([args.models, *args.expected], args.models / "ort")
     binary = str(args.bin.resolve())
     work = list(plan(models, answers, optional_passes(binary)))
     failed = partial = 0

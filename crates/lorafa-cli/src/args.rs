@@ -54,7 +54,8 @@ pub enum Command {
 #[derive(Debug, Args)]
 pub struct CompileArgs {
     /// The model: the forward pass of a transformer, with or without adapters, with or without a
-    /// loss; or a training graph, whose outputs are the loss and `grad::<parameter>`.
+    /// loss; or a training graph, whose outputs are the loss and `grad::<parameter>`; or the folder of
+    /// artifacts that onnxruntime-training writes.
     // Optional only where a subcommand takes its place.
     #[arg(value_name = "MODEL", required = true)]
     pub model: Option<PathBuf>,

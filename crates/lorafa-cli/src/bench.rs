@@ -1,6 +1,7 @@
 //! `lorafa-opt bench`: what a step really takes, beside what was planned.
 
 use crate::args::BenchArgs;
+use crate::artifacts;
 use crate::compile::{self, Single};
 use crate::error::Error;
 use crate::train::task;
@@ -10,7 +11,6 @@ use lorafa_data::Spec;
 use lorafa_exec::{Mode, OpenDevice, Peaks, Program};
 use lorafa_ir::Graph;
 use lorafa_onnx::external::ExternalStore;
-use lorafa_onnx::file::ModelFile;
 use lorafa_onnx::write::Staged;
 use lorafa_passes::attach_optimizer::OptimizerKind;
 use lorafa_train::update::update;
@@ -93,15 +93,16 @@ struct Measured {
 ///
 /// [`Error`].
 pub fn bench(args: &BenchArgs, out: &mut dyn Write) -> Result<(), Error> {
-    let model = ModelFile::open(&args.model)?;
-    let mut single = compile::single(&model, &args.training)?;
+    let opened = artifacts::open(&args.model, &args.training)?;
+    let (model, training) = (&opened.model, &opened.training);
+    let mut single = compile::single(model, training)?;
     let spec = inputs::spec(&single.step.graph, single.loss.map(task))?;
     let store = ExternalStore::new(model.folder());
     if !args.random_weights {
-        weights::bind(&mut single.step.graph, &args.machine, &store)?;
+        weights::bind(&mut single.step.graph, &args.machine, &opened, &store)?;
     }
     let device = machine::open(&args.machine)?;
-    let fits = machine::check_fits(&args.machine, device, &model, &args.training, &single);
+    let fits = machine::check_fits(&args.machine, device, model, training, &single);
     let measured = match fits.and_then(|()| measure(args, &single, &spec, &store, device)) {
         Err(error) if error.is_out_of_memory() && args.json.is_some() => None,
         measured => Some(measured?),
@@ -120,7 +121,7 @@ pub fn bench(args: &BenchArgs, out: &mut dyn Write) -> Result<(), Error> {
         version: env!("CARGO_PKG_VERSION"),
         model: file_name(&args.model),
         method: single.step.method.name(),
-        optimizer: OptimizerKind::from(args.training.optimizer.optimizer).name(),
+        optimizer: OptimizerKind::from(training.optimizer.kind()).name(),
         dtype: compile::dtype(graph),
         adapter_dtype: adapter_dtype(graph),
         batch: spec.batch,

@@ -1,6 +1,7 @@
 //! The main job: from a model file to three training steps, each with its plan.
 
 use crate::args::{InitArg, MethodArg, TrainingArgs};
+use crate::artifacts::origin;
 use crate::dims::{self, Dims};
 use crate::error::Error;
 use crate::optimizer::OptimizerArg;
@@ -145,6 +146,7 @@ pub fn compile(model: &ModelFile, args: &TrainingArgs) -> Result<Compiled, Error
     refuse_flags_of_injection(&graph, args, alone)?;
     let loss = describe_loss(&graph, args);
     if graph.has_gradients() {
+        cx.warnings.splice(0..0, origin(model, args));
         return given(graph, dims, cx, loss, notes);
     }
     if alone {
@@ -271,6 +273,7 @@ pub fn single(model: &ModelFile, args: &TrainingArgs) -> Result<Single, Error> {
     }
     refuse_flags_of_injection(&graph, args, without && args.lora.rank.is_none())?;
     let (loss, loss_in_words) = (attached(&graph, args), describe_loss(&graph, args));
+    cx.warnings.splice(0..0, origin(model, args));
     for stage in registry::differentiation(&graph, cx.options.method) {
         run(stage, &mut graph, &mut cx)?;
     }
@@ -489,7 +492,7 @@ fn options(args: &TrainingArgs, dims: &Dims) -> Result<Options, Error> {
             .map_err(|e| refused("--alpha-pattern", &e))?,
         adapter_dtype: lora.adapter_dtype,
     };
-    if args.optimizer.optimizer == OptimizerArg::Lorafa && args.method != MethodArg::LoraFa {
+    if args.optimizer.kind() == OptimizerArg::Lorafa && args.method != MethodArg::LoraFa {
         return Err(Error::Args(format!(
             "--optimizer lorafa: it needs A to stay as it is, and the method {} trains A: give \
              --method lora-fa, or --optimizer adamw",

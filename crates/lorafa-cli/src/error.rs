@@ -26,6 +26,9 @@ pub enum Error {
     /// The step cannot be planned.
     #[error(transparent)]
     Plan(#[from] PlanError),
+    /// The optimizer that comes with the model is not known.
+    #[error(transparent)]
+    Optimizer(#[from] lorafa_onnx::optimizer::OptimizerError),
     /// The step cannot be written as ONNX.
     #[error(transparent)]
     Export(#[from] ExportError),

@@ -3,6 +3,7 @@
 //! | module | what it owns |
 //! |---|---|
 //! | [`args`], [`optimizer`] | the command line |
+//! | [`artifacts`] | what a model's path names: a file, or a folder of onnxruntime-training |
 //! | [`dims`] | numbers for symbolic dimensions, from flags and defaults |
 //! | [`compile`] | the main job: model file → three training steps with plans |
 //! | [`output`] | the written files |
@@ -13,6 +14,7 @@
 //! Nothing but this crate prints.
 
 pub mod args;
+pub mod artifacts;
 #[cfg(feature = "torch")]
 mod bench;
 pub mod compile;
@@ -37,7 +39,7 @@ mod weights;
 pub use error::Error;
 
 use args::{Cli, Command, CompileArgs, DumpArgs};
-use lorafa_onnx::file::ModelFile;
+use artifacts::Opened;
 use lorafa_passes::pass::Method;
 use lorafa_plan::MethodReport;
 use std::io::{ErrorKind, Write};
@@ -70,8 +72,10 @@ pub fn run(cli: &Cli, out: &mut dyn Write) -> Result<(), Error> {
 }
 
 fn dump(args: &DumpArgs, out: &mut dyn Write) -> Result<(), Error> {
-    let model = ModelFile::open(&args.model)?;
-    let graph = compile::graph_after(&model, &args.training, args.after.as_deref())?;
+    let Opened {
+        model, training, ..
+    } = artifacts::open(&args.model, &args.training)?;
+    let graph = compile::graph_after(&model, &training, args.after.as_deref())?;
     Ok(write!(out, "{graph}")?)
 }
 
@@ -90,9 +94,11 @@ fn main_job(path: &Path, args: &CompileArgs, out: &mut dyn Write) -> Result<(), 
                 .into(),
         ));
     }
-    let model = ModelFile::open(path)?;
-    let compiled = compile::compile(&model, &args.training)?;
-    let method = Method::from(args.training.method);
+    let Opened {
+        model, training, ..
+    } = artifacts::open(path, &args.training)?;
+    let compiled = compile::compile(&model, &training)?;
+    let method = Method::from(training.method);
     let step = compiled.step(method);
     let step =
         step.ok_or_else(|| Error::Args(format!("there is no step for {}", method.name())))?;
@@ -107,7 +113,7 @@ fn main_job(path: &Path, args: &CompileArgs, out: &mut dyn Write) -> Result<(), 
         .json
         .as_ref()
         .map(|_| json::json(&name, &compiled, &reports));
-    let output = output::prepare(args, &model, step, json.as_deref())?;
+    let output = output::prepare(args, &training, &model, step, json.as_deref())?;
 
     let mut text = match json {
         Some(json) if json_out => json,

@@ -1,6 +1,6 @@
 //! The written files: all of them, or none.
 
-use crate::args::CompileArgs;
+use crate::args::{CompileArgs, TrainingArgs};
 use crate::compile::{Step, with_optimizer};
 use crate::error::Error;
 use lorafa_ir::ops::Data;
@@ -26,6 +26,7 @@ pub struct Output {
 /// what the job reads.
 pub fn prepare(
     args: &CompileArgs,
+    training: &TrainingArgs,
     model: &ModelFile,
     step: &Step,
     json: Option<&str>,
@@ -41,20 +42,21 @@ pub fn prepare(
         staged.push(Staged::new(path, text.as_bytes())?);
     }
     if let Some(path) = &path {
-        staged.push(stage_model(args, model, step, path)?);
+        staged.push(stage_model(args, training, model, step, path)?);
     }
     Ok(Output { staged, path })
 }
 
 fn stage_model(
     args: &CompileArgs,
+    training: &TrainingArgs,
     model: &ModelFile,
     step: &Step,
     path: &Path,
 ) -> Result<Staged, Error> {
     let attached;
     let step = if args.with_optimizer {
-        attached = with_optimizer(step, &args.training)?;
+        attached = with_optimizer(step, training)?;
         &attached
     } else {
         &step.gradients

@@ -1,6 +1,7 @@
 //! `lorafa-opt train`: from a model, data and weights to a trained adapter.
 
 use crate::args::{DataArgs, DecayArg, HeldOut, TrainArgs};
+use crate::artifacts;
 use crate::compile::{self, Single};
 use crate::error::Error;
 use crate::machine;
@@ -13,7 +14,6 @@ use lorafa_data::{Dataset, EvalSize, Form, Options, Sampler, Spec, Task, Tokeniz
 use lorafa_exec::{Mode, Program};
 use lorafa_ir::Graph;
 use lorafa_onnx::external::ExternalStore;
-use lorafa_onnx::file::ModelFile;
 use lorafa_passes::attach_loss::LossKind;
 use lorafa_train::{
     Checkpoints, Decay, Identity, Outcome, Schedule, Settings, TrainError, Trainer, digest, inputs,
@@ -36,8 +36,9 @@ const MERGED: &str = "model";
 /// [`Error`]; [`Error::Interrupted`] after Ctrl-C, when a checkpoint has been written. Checkpoints that were written
 /// stay whatever happens.
 pub fn train(args: &TrainArgs, out: &mut dyn Write) -> Result<(), Error> {
-    let model = ModelFile::open(&args.model)?;
-    let mut single = compile::single(&model, &args.training)?;
+    let opened = artifacts::open(&args.model, &args.training)?;
+    let (model, training) = (&opened.model, &opened.training);
+    let mut single = compile::single(model, training)?;
     let spec = inputs::spec(&single.step.graph, single.loss.map(task))?;
     let checkpoints = Checkpoints::new(&args.save, args.keep as usize);
     let latest = checkpoints.latest()?;
@@ -46,9 +47,9 @@ pub fn train(args: &TrainArgs, out: &mut dyn Write) -> Result<(), Error> {
     // Before the weights are bound: it is of what the flags make of the model, not of where weights lie.
     let step_digest = digest(&single.step.graph);
     let store = ExternalStore::new(model.folder());
-    let bound = weights::bind(&mut single.step.graph, &args.machine, &store)?;
+    let bound = weights::bind(&mut single.step.graph, &args.machine, &opened, &store)?;
     let device = machine::open(&args.machine)?;
-    machine::check_fits(&args.machine, device, &model, &args.training, &single)?;
+    machine::check_fits(&args.machine, device, model, training, &single)?;
     let (train, eval) = data(&args.data, &spec, args.run.seed)?;
     let plan = &single.step.plan;
     let shuffle = !args.data.no_shuffle;

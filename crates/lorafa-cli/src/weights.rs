@@ -1,13 +1,14 @@
 //! The weights that a step begins with.
 
 use crate::args::MachineArgs;
+use crate::artifacts::Opened;
 use crate::error::Error;
 use lorafa_ir::Graph;
 use lorafa_onnx::external::ExternalStore;
 use lorafa_weights::shards::Shards;
 use lorafa_weights::{missing, peft};
 
-/// Gives a graph the weights that the flags name, and makes sure that every weight has values. Says what a person should
+/// Gives a graph the weights that the flags name, or else those that come with the model, and makes sure that every weight has values. Says what a person should
 /// know about names that differ.
 ///
 /// # Errors
@@ -16,9 +17,11 @@ use lorafa_weights::{missing, peft};
 pub fn bind(
     graph: &mut Graph,
     args: &MachineArgs,
+    opened: &Opened,
     store: &ExternalStore,
 ) -> Result<Option<String>, Error> {
-    let bound = match &args.weights {
+    let weights = args.weights.as_ref().or(opened.checkpoint.as_ref());
+    let bound = match weights {
         Some(path) => Some(lorafa_weights::bind(graph, &Shards::open(path)?)?.to_string()),
         None => None,
     };

@@ -11,12 +11,14 @@ use lorafa_onnx::proto::{ModelProto, NodeProto};
 use proptest::prelude::*;
 use std::fs;
 
-const MODELS: [&str; 5] = [
+const MODELS: [&str; 7] = [
     "llama-tiny-lora-r4-ts-fold-sdpa-fp32-eval-logits-dyn.onnx",
     "llama-tiny-plain-dynamo-opt-sdpa-fp32-eval-logits-static.onnx",
     "gpt2-tiny-lora-r4-dynamo-opt-sdpa-fp32-eval-loss-dyn.onnx",
     "roberta-tiny-plain-dynamo-opt-sdpa-fp32-eval-logits-dyn.onnx",
     "joint/llama-tiny-lora-r4-joint-opt-eager-fp32-eval-loss-static-zeroB.onnx",
+    "ort/gpt2-lora/training_model.onnx",
+    "ort/llama-lora/training_model.onnx",
 ];
 
 /// Damaged models a property: some seconds in a debug build.

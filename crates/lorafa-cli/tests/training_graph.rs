@@ -244,7 +244,7 @@ fn gradients_of_nothing_and_of_nothing_known() {
     job.refused(
         &["model.onnx"],
         &[
-            "accumulators",
+            "InPlaceAccumulatorV2",
             "w_grad.accumulation.out",
             "`grad::<parameter>`",
         ],

@@ -58,7 +58,10 @@ impl Program {
     /// # Errors
     /// [`ExecError::Parameters`] with every parameter whose values cannot be had; the others are filled.
     pub fn load(&mut self, store: &ExternalStore) -> Result<(), ExecError> {
-        self.fill(|program, param| program.write(&param.name, &weights::values(param, store)?))
+        self.fill(|program, param| match param.stored.data {
+            Data::Runtime => Ok(()),
+            _ => program.write(&param.name, &weights::values(param, store)?),
+        })
     }
 
     /// As [`load`](Self::load), with random numbers for weights, made on the device: to measure a step of a model whose
@@ -72,6 +75,7 @@ impl Program {
         self.device.seed(seed as u64)?;
         self.fill(|program, param| match program.params.get(&param.name) {
             Some(value) if param.is_weight() => program.draw(*value, param),
+            _ if param.stored.data == Data::Runtime => Ok(()),
             _ => program.write(&param.name, &weights::values(param, store)?),
         })
     }
@@ -81,9 +85,9 @@ impl Program {
         mut fill: impl FnMut(&mut Self, &Param) -> Result<(), ExecError>,
     ) -> Result<(), ExecError> {
         let graph = self.graph.clone();
-        let given = graph.params().map(|(_, param)| param);
-        let given = given.filter(|param| param.stored.data != Data::Runtime);
-        let problems: Vec<ExecError> = given.filter_map(|param| fill(self, param).err()).collect();
+        let params = graph.params();
+        let problems = params.filter_map(|(_, param)| fill(self, param).err());
+        let problems: Vec<ExecError> = problems.collect();
         if problems.is_empty() {
             Ok(())
         } else {

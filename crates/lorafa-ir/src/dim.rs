@@ -125,10 +125,18 @@ impl Dim {
 
     /// The symbol's name, if this is a symbol alone.
     pub fn as_symbol(&self) -> Option<&Arc<str>> {
+        match self.as_atom() {
+            Some(Atom::Sym(name)) => Some(name),
+            _ => None,
+        }
+    }
+
+    /// The atom, if this is one alone.
+    fn as_atom(&self) -> Option<&Atom> {
         let Dim::Expr(poly) = self else { return None };
         match poly.0.as_slice() {
             [Term { atoms, coeff: 1 }] => match atoms.as_slice() {
-                [Atom::Sym(name)] => Some(name),
+                [atom] => Some(atom),
                 _ => None,
             },
             _ => None,
@@ -261,7 +269,12 @@ impl Dim {
                 } else {
                     (other, self)
                 };
-                Dim::atom(Atom::Max(a.clone(), b.clone()))
+                let of = |x: &Dim, y: &Dim| matches!(x.as_atom(), Some(Atom::Max(a, b)) if a == y || b == y);
+                match (of(a, b), of(b, a)) {
+                    (true, _) => a.clone(),
+                    (_, true) => b.clone(),
+                    _ => Dim::atom(Atom::Max(a.clone(), b.clone())),
+                }
             }
         }
     }
@@ -282,9 +295,18 @@ impl Dim {
                 } else {
                     (other, self)
                 };
-                Dim::atom(Atom::Min(a.clone(), b.clone()))
+                match (a.is_least_of(b), b.is_least_of(a)) {
+                    (true, _) => a.clone(),
+                    (_, true) => b.clone(),
+                    _ => Dim::atom(Atom::Min(a.clone(), b.clone())),
+                }
             }
         }
+    }
+
+    /// Whether this is `min(other, …)`.
+    pub(crate) fn is_least_of(&self, other: &Dim) -> bool {
+        matches!(self.as_atom(), Some(Atom::Min(a, b)) if a == other || b == other)
     }
 
     /// Puts numbers in for the symbols that `bindings` names.
@@ -541,6 +563,8 @@ mod tests {
         normal("batch*seq//seq", "batch");
         normal("(seq + 7)//8", "((seq + 7)//(8))");
         normal("max(seq, seq + 3)", "seq + 3");
+        normal("min(seq, min(64, seq))", "min(64, seq)");
+        normal("max(max(a, b), b)", "max(a, b)");
     }
 
     #[test]

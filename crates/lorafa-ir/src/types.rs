@@ -177,6 +177,8 @@ fn unify(x: &Dim, y: &Dim) -> Option<Dim> {
         (Dim::Known(_), Dim::Known(_)) => None,
         (Dim::Known(_), Dim::Expr(_)) => Some(x.clone()),
         (Dim::Expr(_), Dim::Known(_)) => Some(y.clone()),
+        // A mask's table that is cut to `min(64, seq)`: against `seq` it is `seq`.
+        (Dim::Expr(_), Dim::Expr(_)) if x.is_least_of(y) => Some(y.clone()),
         (Dim::Expr(_), Dim::Expr(_)) => Some(x.clone()),
     }
 }

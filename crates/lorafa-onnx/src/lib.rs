@@ -7,6 +7,7 @@
 //! | [`tensor`] | a tensor's payload as little-endian bytes, whichever of the protobuf's seven fields holds it |
 //! | [`mod@import`] | a model as a graph of the IR |
 //! | [`mod@export`] | a graph of the IR as a model |
+//! | [`mod@optimizer`] | the optimizer that onnxruntime-training writes next to a model |
 //! | [`mod@map`] | a file as bytes, without reading it |
 //! | [`mod@write`] | a model written whole or not at all |
 //! | [`proto`] | the schema's types, generated ahead of time from `proto/onnx.proto` |
@@ -34,6 +35,7 @@ pub mod external;
 pub mod file;
 pub mod import;
 pub mod map;
+pub mod optimizer;
 #[rustfmt::skip]
 #[allow(missing_docs, clippy::all, clippy::pedantic, rustdoc::all)]
 pub mod proto;

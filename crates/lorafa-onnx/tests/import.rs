@@ -2,6 +2,8 @@
 
 #[path = "import/functions.rs"]
 mod functions;
+#[path = "import/microsoft.rs"]
+mod microsoft;
 
 use lorafa_ir::Graph;
 use lorafa_onnx::file::ModelFile;
@@ -13,6 +15,10 @@ fn models() -> Vec<PathBuf> {
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples");
     let extra = std::env::var_os("LORAFA_EXTRA_MODELS").map(PathBuf::from);
     let mut models = Vec::new();
+    let artifacts = std::fs::read_dir(examples.join("ort")).unwrap();
+    let artifacts = artifacts.map(|entry| entry.unwrap().path());
+    let artifacts = artifacts.map(|folder| folder.join("training_model.onnx"));
+    models.extend(artifacts.filter(|path| path.exists()));
     let folders = [examples.join("joint"), examples];
     for folder in folders.into_iter().chain(extra) {
         for entry in std::fs::read_dir(&folder).unwrap() {

@@ -31,6 +31,8 @@ impl OptimizerKind {
 pub struct OptimizerOptions {
     /// Which.
     pub kind: OptimizerKind,
+    /// The formula of [`OptimizerKind::AdamW`].
+    pub form: AdamWForm,
     /// Decay of the first moment.
     pub beta1: f64,
     /// Decay of the second moment.
@@ -55,6 +57,7 @@ impl OptimizerOptions {
     pub fn new(kind: OptimizerKind) -> Self {
         OptimizerOptions {
             kind,
+            form: AdamWForm::Torch,
             beta1: 0.9,
             beta2: 0.999,
             eps: match kind {

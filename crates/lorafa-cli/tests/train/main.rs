@@ -7,6 +7,7 @@ mod common;
 #[cfg(unix)]
 mod disk;
 mod learns;
+mod ort;
 mod refused;
 #[cfg(target_os = "linux")]
 mod resume;

@@ -146,10 +146,11 @@ fn those_of_each_pass_alone_are_too() {
 #[test]
 fn those_of_training_graphs_are_too() {
     let (_, optional) = models::alone().swap_remove(0);
-    let models = models::joint();
+    let ort = models::ort().into_iter().map(|(model, _)| model);
+    let models: Vec<Model> = models::joint().into_iter().chain(ort).collect();
     for (model, method) in models
         .iter()
-        .flat_map(|m| METHODS[1..].iter().map(move |n| (m, *n)))
+        .flat_map(|m| m.methods().iter().map(move |n| (m, *n)))
     {
         let answers = model.answers(method).unwrap();
         for (pack_frozen, disabled) in [
@@ -165,5 +166,5 @@ fn those_of_training_graphs_are_too() {
             held_against_pytorch(model, &answers, options);
         }
     }
-    assert!(models.len() >= 3);
+    assert!(models.len() >= 9);
 }

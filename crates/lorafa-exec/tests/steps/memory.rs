@@ -94,10 +94,11 @@ fn large_steps_take_what_was_planned() {
 /// Steps whose backward pass others wrote, too.
 #[test]
 fn steps_of_training_graphs_take_what_was_planned() {
-    for model in models::joint() {
-        for method in [Method::Lora, Method::LoraFa] {
-            let answers = model.answers(method).unwrap();
-            let graph = Arc::new(compiled(&model, method, &answers));
+    let ort = models::ort().into_iter().map(|(model, _)| model);
+    for model in models::joint().into_iter().chain(ort) {
+        for method in model.methods() {
+            let answers = model.answers(*method).unwrap();
+            let graph = Arc::new(compiled(&model, *method, &answers));
             let label = format!("{} {}", model.name, method.name());
             let mut program = start(&model, &graph, &answers, Mode::Arena);
             program.step().unwrap();

@@ -33,6 +33,25 @@ pub fn joint() -> Vec<Model> {
     within(&examples(), "joint")
 }
 
+/// The training graphs of onnxruntime-training in `examples/`, each with the folder of its artifacts: those of LoRA, and those
+/// that it makes with A frozen.
+pub fn ort() -> Vec<(Model, PathBuf)> {
+    let folder = examples().join("ort");
+    let entries = std::fs::read_dir(&folder).unwrap();
+    let paths = entries.map(|e| e.unwrap().path());
+    let mut paths: Vec<PathBuf> = paths.filter(|p| p.is_dir()).collect();
+    paths.sort();
+    let load = |path: PathBuf| {
+        let model = Model {
+            name: path.file_name().unwrap().to_string_lossy().into_owned(),
+            folder: folder.clone(),
+            graph: import(&ModelFile::open(path.join("training_model.onnx")).unwrap()).unwrap(),
+        };
+        (model, path)
+    };
+    paths.into_iter().map(load).collect()
+}
+
 fn examples() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples")
 }
@@ -75,7 +94,15 @@ impl Model {
         }
     }
 
-    /// PyTorch's answers for a method.
+    /// The methods that a training graph is for.
+    pub fn methods(&self) -> &'static [Method] {
+        match self.has("fa") {
+            true => &METHODS[2..],
+            false => &METHODS[1..],
+        }
+    }
+
+    /// PyTorch's answers for a method; onnxruntime's, if it made the model.
     pub fn answers(&self, method: Method) -> Option<Tensors> {
         let kind = self.kind(method);
         let variants = ["zeroB", "nomask"].into_iter().filter(|v| self.has(v));
@@ -145,9 +172,11 @@ pub fn trained(method: Method, answers: &Tensors) -> BTreeSet<String> {
         Method::Lora => ["lora_A", "lora_B", "modules_to_save"]
             .iter()
             .any(|p| name.contains(p)),
-        Method::LoraFa => ["lora_B", "modules_to_save"]
-            .iter()
-            .any(|p| name.contains(p)),
+        // A head that trains in full may have adapters of its own.
+        Method::LoraFa => {
+            let kept = ["lora_B", "modules_to_save"];
+            kept.iter().any(|p| name.contains(p)) && !name.contains("lora_A")
+        }
     };
     names.filter(trained).map(str::to_string).collect()
 }

@@ -7,6 +7,7 @@ use crate::{output, start};
 use lorafa_exec::{Mode, Program, write_inverses};
 use lorafa_ir::{DType, OutputKind, ops};
 use lorafa_onnx::dtype::decode;
+use lorafa_onnx::file::ModelFile;
 use lorafa_passes::attach_optimizer::{OptimizerKind, OptimizerOptions};
 use lorafa_passes::pass::{Method, Options};
 use std::collections::BTreeSet;
@@ -283,4 +284,65 @@ fn twenty_steps_follow_pytorch() {
     );
     let all = ["gpt2", "llama", "llamagqa", "qwen2", "roberta", "t5"];
     assert_eq!(families.into_iter().collect::<Vec<_>>(), all);
+}
+
+/// With the optimizer that comes with a training graph, its numbers and its form.
+#[test]
+fn five_steps_follow_onnxruntime_training() {
+    const LR: f32 = 1e-3;
+    let mut worst = (0.0f64, 0.0f64);
+    for (model, folder) in models::ort() {
+        let file = ModelFile::open(folder.join("optimizer_model.onnx")).unwrap();
+        let adamw = lorafa_onnx::optimizer::read(&file).unwrap();
+        assert_eq!(adamw.form, ops::AdamWForm::Peft, "{}", model.name);
+        for method in model.methods() {
+            let label = format!("{} {}", model.name, method.name());
+            let answers = model.answers(*method).unwrap();
+            let optimizer = OptimizerOptions {
+                form: adamw.form,
+                beta1: adamw.betas[0],
+                beta2: adamw.betas[1],
+                eps: adamw.eps,
+                weight_decay: adamw.weight_decay,
+                ..OptimizerOptions::default()
+            };
+            let options = Options {
+                optimizer,
+                ..models::options(&model, *method, models::bindings(&model, &answers))
+            };
+            let graph = Arc::new(compiled_with(&model, options));
+            let mut program = start(&model, &graph, &answers, Mode::Arena);
+            program.write("optim::lr", &LR.to_le_bytes()).unwrap();
+            let loss = graph.loss().unwrap().name.to_string();
+            let losses = match method {
+                Method::Lora => &answers["losses"],
+                _ => &answers["losses-lora-fa"],
+            };
+            for (i, expected) in losses.numbers().iter().enumerate() {
+                let step = i as i64 + 1;
+                program.write("optim::step", &step.to_le_bytes()).unwrap();
+                program.step().unwrap();
+                let error = (output(&program, &loss)[0] - expected).abs() / expected;
+                assert!(error <= 1e-6, "{label}: step {i}: {error:.1e}");
+                worst.0 = worst.0.max(error);
+                if i > 0 {
+                    continue;
+                }
+                for name in models::trained(*method, &answers) {
+                    let [before, after] = ["param", "updated"]
+                        .map(|kind| answers[&format!("{kind}::{name}")].numbers());
+                    let change = |to: &[f64]| -> Vec<f64> {
+                        to.iter().zip(&before).map(|(a, b)| a - b).collect()
+                    };
+                    let error = relative(&change(&param(&program, &name)), &change(&after));
+                    assert!(error <= 1e-4, "{label}: {name} {error:.1e}");
+                    worst.1 = worst.1.max(error);
+                }
+            }
+        }
+    }
+    println!(
+        "loss {:.1e}, first change of a parameter {:.1e} at worst",
+        worst.0, worst.1
+    );
 }

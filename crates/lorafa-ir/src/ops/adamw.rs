@@ -16,7 +16,7 @@ pub enum AdamWForm {
     /// `torch.optim.AdamW`: `p·(1 - lr·decay) - lr/c1 · m / (√(v/c2) + eps)`.
     #[default]
     Torch,
-    /// PEFT's LoRA-FA optimizer: `(p - lr·√c2/c1 · m / (√v + eps))·(1 - lr·decay)`.
+    /// PEFT's LoRA-FA optimizer and transformers' AdamW, which onnxruntime-training takes: `(p - lr·√c2/c1 · m / (√v + eps))·(1 - lr·decay)`.
     Peft,
 }
 

@@ -2,6 +2,7 @@
 
 use super::attrs::{AttrReader, Attrs};
 use super::{Fill, Op, Operator, Scalar, ScatterElements, ScatterNd, Types, index, one};
+use crate::build::Built;
 use crate::dim::{Bindings, Dim};
 use crate::grad::{Gradient, GradientError};
 use crate::ids::ValueId;
@@ -15,6 +16,35 @@ use crate::types::{Shape, TensorType, TypeError, line_up};
 pub struct Gather {
     /// The axis.
     pub axis: usize,
+}
+
+impl Gather {
+    /// The gradient by data of this shape.
+    pub fn build_gradient(
+        &self,
+        p: &mut Patch<'_>,
+        indices: ValueId,
+        mut dy: ValueId,
+        shape: &Shape,
+    ) -> Built {
+        let (rank, width) = (p.ty(dy).rank(), p.ty(indices).rank());
+        // Bring the indexed axes to the front, add rows, and bring the axis back.
+        let mut to_front: Vec<usize> = (self.axis..self.axis + width).collect();
+        to_front.extend((0..self.axis).chain(self.axis + width..rank));
+        let mut front: Vec<usize> = vec![self.axis];
+        front.extend((0..shape.len()).filter(|a| *a != self.axis));
+        if self.axis != 0 {
+            dy = p.transpose(dy, to_front)?;
+        }
+        let shape: Shape = front.iter().map(|a| shape[*a].clone()).collect();
+        let mut dx = p.add1(GatherGrad { shape }.into(), &[indices, dy])?;
+        if self.axis != 0 {
+            let mut back = vec![0; front.len()];
+            front.iter().enumerate().for_each(|(i, a)| back[*a] = i);
+            dx = p.transpose(dx, back)?;
+        }
+        Ok(dx)
+    }
 }
 
 impl Operator for Gather {
@@ -46,24 +76,9 @@ impl Operator for Gather {
 
     /// Needs the indices.
     fn gradient(&self, g: &mut Gradient<'_, '_>) -> Result<(), GradientError> {
-        let (mut dy, indices) = (g.dy()?, g.operand(1));
+        let (dy, indices) = (g.dy()?, g.operand(1));
         let shape = g.ty(g.operand(0)).shape.clone();
-        let (rank, width) = (g.ty(dy).rank(), g.ty(indices).rank());
-        // Bring the indexed axes to the front, add rows, and bring the axis back.
-        let mut to_front: Vec<usize> = (self.axis..self.axis + width).collect();
-        to_front.extend((0..self.axis).chain(self.axis + width..rank));
-        let mut front: Vec<usize> = vec![self.axis];
-        front.extend((0..shape.len()).filter(|a| *a != self.axis));
-        if self.axis != 0 {
-            dy = g.transpose(dy, to_front)?;
-        }
-        let shape: Shape = front.iter().map(|a| shape[*a].clone()).collect();
-        let mut dx = g.add1(GatherGrad { shape }.into(), &[indices, dy])?;
-        if self.axis != 0 {
-            let mut back = vec![0; front.len()];
-            front.iter().enumerate().for_each(|(i, a)| back[*a] = i);
-            dx = g.transpose(dx, back)?;
-        }
+        let dx = self.build_gradient(g, indices, dy, &shape)?;
         Ok(g.give(0, dx)?)
     }
 

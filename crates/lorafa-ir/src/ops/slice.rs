@@ -66,6 +66,22 @@ impl Slice {
             axes: [part].into_iter().collect(),
         }
     }
+
+    /// Puts a slice back among zeros where a tensor of this shape had it: its gradient. `None` for steps other than 1.
+    pub fn opposite(&self, shape: &Shape) -> Option<Pad> {
+        let none = Shape::from_elem(Dim::Known(0), shape.len());
+        let mut pad = Pad {
+            before: none.clone(),
+            after: none,
+            value: Scalar(0.0),
+        };
+        for a in &self.axes {
+            let dim = shape.get(a.axis).filter(|_| a.step == 1)?;
+            pad.before[a.axis] = a.start.clone();
+            pad.after[a.axis] = dim.minus(&a.start).minus(&a.len);
+        }
+        Some(pad)
+    }
 }
 
 impl Operator for Slice {
@@ -125,21 +141,10 @@ impl Operator for Slice {
     /// Needs nothing.
     fn gradient(&self, g: &mut Gradient<'_, '_>) -> Result<(), GradientError> {
         let dy = g.dy()?;
-        if self.axes.iter().any(|a| a.step != 1) {
-            return Err(GradientError::Unsupported(
-                "`slice` has a gradient only for step 1".into(),
-            ));
-        }
         let shape = g.ty(g.operand(0)).shape.clone();
-        let mut pad = Pad {
-            before: Shape::from_elem(Dim::Known(0), shape.len()),
-            after: Shape::from_elem(Dim::Known(0), shape.len()),
-            value: Scalar(0.0),
-        };
-        for a in &self.axes {
-            pad.before[a.axis] = a.start.clone();
-            pad.after[a.axis] = shape[a.axis].minus(&a.start).minus(&a.len);
-        }
+        let pad = self.opposite(&shape).ok_or_else(|| {
+            GradientError::Unsupported("`slice` has a gradient only for step 1".into())
+        })?;
         let dx = g.add1(pad.into(), &[dy])?;
         Ok(g.give(0, dx)?)
     }

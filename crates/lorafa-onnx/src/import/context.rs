@@ -5,6 +5,7 @@ use super::functions::Program;
 use super::known::{Known, MAX_KNOWN};
 use super::node::{Node, module};
 use super::signature::Signature;
+use super::training::Training;
 use crate::dtype;
 use crate::external::ExternalStore;
 use crate::file::ModelFile;
@@ -14,7 +15,7 @@ use lorafa_ir::ops::{
     Constant, Data, DimValue, External, Literal, Op, Param, Role, Scalar, is_path,
 };
 use lorafa_ir::{Dim, Graph, Patch, Region, Shape, Site, TensorType, ValueId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// What a name stands for.
@@ -33,7 +34,11 @@ pub(super) struct Importer<'m, 'g> {
     pub(super) model: &'m ModelFile,
     pub(super) program: &'m Program<'m>,
     pub(super) patch: Patch<'g>,
+    /// What a training graph of onnxruntime-training says about its inputs and outputs.
+    pub(super) training: Option<&'m Training<'m>>,
     signature: &'m Signature,
+    /// What nodes read and what the model gives.
+    read: BTreeSet<&'m str>,
     store: ExternalStore,
     initializers: BTreeMap<&'m str, &'m TensorProto>,
     entries: BTreeMap<String, Entry>,
@@ -44,8 +49,13 @@ impl<'m, 'g> Importer<'m, 'g> {
         graph: &'g mut Graph,
         model: &'m ModelFile,
         program: &'m Program<'m>,
+        training: Option<&'m Training<'m>>,
         signature: &'m Signature,
     ) -> Self {
+        let inputs = program.nodes.iter().flat_map(|(node, _)| &node.input);
+        let outputs = model.graph().output.iter().map(|o| o.name());
+        let gradients = training.into_iter().flat_map(Training::gradients);
+        let read = inputs.map(String::as_str).chain(outputs).chain(gradients);
         let initializers = model
             .graph()
             .initializer
@@ -56,7 +66,9 @@ impl<'m, 'g> Importer<'m, 'g> {
             model,
             program,
             patch: graph.patch("import"),
+            training,
             signature,
+            read: read.collect(),
             store: ExternalStore::new(model.folder()),
             initializers,
             entries: BTreeMap::new(),
@@ -70,6 +82,11 @@ impl<'m, 'g> Importer<'m, 'g> {
         } else {
             self.entries.contains_key(name).then_some("an input")
         }
+    }
+
+    /// Whether a node reads a name, or the model gives it.
+    pub(super) fn is_read(&self, name: &str) -> bool {
+        self.read.contains(name)
     }
 
     pub(super) fn is_initializer(&self, name: &str) -> bool {

@@ -37,6 +37,16 @@ pub enum ImportError {
         /// The node.
         place: Box<NodePlace>,
     },
+    /// An operator of a training graph that is not known.
+    #[error(
+        "{place}: the operator is not supported, and what a training graph computes must be known to the last operator, or \
+         nobody could say what its backward pass keeps: make the artifacts of a model without it, or give the forward \
+         graph, whose gradients are then our own"
+    )]
+    UnknownInTraining {
+        /// The node.
+        place: Box<NodePlace>,
+    },
     /// A known operator, used in a way that is not supported or not valid.
     #[error("{place}: {why}")]
     Node {
@@ -121,15 +131,32 @@ pub enum ImportError {
         /// The first supported.
         least: i64,
     },
-    /// The model's gradients are accumulated.
+    /// An accumulator of a training graph that is not as onnxruntime-training makes them.
+    #[error("{place}: {why}")]
+    Accumulator {
+        /// The accumulator, or the output that it should give.
+        place: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// An input of a training graph that may be a frozen weight or data.
     #[error(
-        "the model's gradients go into accumulators (output `{output}`), as onnxruntime-training's artifacts have it, \
-         which is not supported yet: give the forward graph, or a joint graph whose outputs are `loss` and \
-         `grad::<parameter>`"
+        "input `{name}` may be a frozen weight or data: it is a float of fixed shape, comes before the first weight, and \
+         its name is no module path (`model.embed.weight`); rename it, or give it a symbolic dimension if it is data"
     )]
-    Accumulators {
-        /// One of the outputs that show it.
-        output: String,
+    AmbiguousInput {
+        /// The input.
+        name: String,
+    },
+    /// A training graph none of whose outputs is the loss.
+    #[error(
+        "none of the outputs {} is the loss of the training graph: onnxruntime-training begins the backward pass with a \
+         constant `<loss>_grad`, and there is none for these",
+        names.join(", ")
+    )]
+    NoLoss {
+        /// The outputs that are no gradients.
+        names: Vec<String>,
     },
 }
 

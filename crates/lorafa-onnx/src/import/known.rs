@@ -112,7 +112,7 @@ pub(super) fn evaluate(node: &Node<'_>, ins: &[Option<Known>]) -> Result<Option<
             Some(indices) if node.int("axis", 0) == 0 => gather(x, indices),
             _ => None,
         },
-        "Concat" => concat(node, ins)?,
+        "Concat" | "ConcatTraining" => concat(node, ins)?,
         "Slice" => slice(x, ins),
         "Reshape" => second.and_then(|to| reshape(x, to)),
         "Unsqueeze" => unsqueeze(node, x, second)?,

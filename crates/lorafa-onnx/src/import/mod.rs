@@ -15,6 +15,7 @@ mod node;
 mod ops;
 mod outputs;
 mod signature;
+mod training;
 
 pub use error::{ImportError, NodePlace};
 
@@ -29,6 +30,7 @@ use node::Node;
 use signature::Signature;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
+use training::Training;
 
 /// The first opset whose operators the importer knows in full: axes became inputs with it.
 const LEAST_OPSET: i64 = 13;
@@ -43,11 +45,17 @@ pub fn import(model: &ModelFile) -> Result<Graph, ImportError> {
             least: LEAST_OPSET,
         });
     }
-    outputs::refuse_accumulators(model)?;
+    let training = Training::read(model)?;
+    let training = training.as_ref();
     let signature = Signature::read(model);
     let mut graph = Graph::new(proto.name());
-    let program = functions::inline(model)?;
-    let mut importer = Importer::new(&mut graph, model, &program, &signature);
+    let mut program = functions::inline(model)?;
+    if training.is_some() {
+        program
+            .nodes
+            .retain(|(node, _)| !training::accumulates(node));
+    }
+    let mut importer = Importer::new(&mut graph, model, &program, training, &signature);
     importer.check_initializers()?;
     importer.inputs()?;
     for index in order(&importer)? {
@@ -57,6 +65,11 @@ pub fn import(model: &ModelFile) -> Result<Graph, ImportError> {
     importer.outputs()?;
     names::recover(&mut graph, &signature, model.proto().producer_name());
     Ok(graph)
+}
+
+/// Whether a model is a training graph of onnxruntime-training: gradients go into its accumulators.
+pub fn is_onnxruntime_training(model: &ModelFile) -> bool {
+    model.graph().node.iter().any(training::accumulates)
 }
 
 /// Nodes in an order in which each comes after what it reads; the file's own if it is one.
@@ -149,12 +162,14 @@ impl<'m> Importer<'m, '_> {
             if self.is_initializer(name) {
                 continue;
             }
-            let ty = input_type(input)?;
-            // As steps are written that have an optimizer.
-            let role = match name.starts_with(STATE) {
-                true => Role::OptState,
-                false => Role::Input,
+            let role = match self.training {
+                Some(training) if training.is_buffer(name) => continue,
+                Some(training) if training.is_parameter(name) => Role::Frozen,
+                // As steps are written that have an optimizer.
+                _ if name.starts_with(STATE) => Role::OptState,
+                _ => Role::Input,
             };
+            let ty = input_type(input)?;
             self.define_input(name, Param::runtime(name, role, ty));
         }
         Ok(())
@@ -170,6 +185,9 @@ impl<'m> Importer<'m, '_> {
             Fail::Weight(error) => ImportError::Weight {
                 place: node.place().to_string(),
                 error,
+            },
+            Fail::Unknown if self.training.is_some() => ImportError::UnknownInTraining {
+                place: node.place(),
             },
             Fail::Unknown => ImportError::UnknownOp {
                 place: node.place(),

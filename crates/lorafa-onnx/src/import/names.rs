@@ -17,7 +17,7 @@ mod folded;
 
 use super::signature::Signature;
 use crate::export::PRODUCER;
-use lorafa_ir::ops::{Gather, MatMul, Op, Param, Role, is_path};
+use lorafa_ir::ops::{Data, Gather, MatMul, Op, Param, Role, is_path};
 use lorafa_ir::{Graph, OpId, Region, Site, TensorType, ValueId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -183,7 +183,9 @@ fn unshare(graph: &mut Graph, signature: &Signature) {
     let mut named = by_name(graph);
     for (value, param) in params(graph) {
         let small = param.ty.elements().is_some_and(|n| n <= MAX_MERGED);
-        if param.role != Role::Frozen || !small {
+        // Exporters merge what they know the elements of.
+        let known = param.stored.data != Data::Runtime;
+        if param.role != Role::Frozen || !small || !known {
             continue;
         }
         let own = param

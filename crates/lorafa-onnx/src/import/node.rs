@@ -108,7 +108,7 @@ impl<'m> Node<'m> {
 }
 
 /// The module path of a node: from the exporter's metadata, or from the legacy exporter's node
-/// names (`/model/layers.0/self_attn/q_proj/MatMul`).
+/// names (`/model/layers.0/self_attn/q_proj/MatMul`), which onnxruntime-training goes on with.
 pub(super) fn module(node: &NodeProto) -> String {
     let scopes = node.metadata_props.iter().find(|p| p.key() == SCOPES);
     if let Some(scopes) = scopes {
@@ -122,6 +122,13 @@ pub(super) fn module(node: &NodeProto) -> String {
     let Some(path) = node.name().strip_prefix('/') else {
         return String::new();
     };
+    // Nodes of a gradient: `<the node that it is the gradient of>_Grad/MatMul_0`.
+    let path = path.split_once("_Grad/").map_or(path, |(of, _)| of);
+    // Nodes that were fused: `<the last of them>/QuickGeluFusion/`.
+    let fused = path
+        .strip_suffix('/')
+        .and_then(|path| path.rsplit_once('/'));
+    let path = fused.map_or(path, |(last, _)| last);
     path.rsplit_once('/')
         .map_or(String::new(), |(module, _)| module.replace('/', "."))
 }

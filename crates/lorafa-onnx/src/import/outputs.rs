@@ -2,54 +2,52 @@
 
 use super::context::Importer;
 use super::error::ImportError;
-use crate::file::ModelFile;
 use lorafa_ir::ops::Op;
 use lorafa_ir::optimizer::is_optimizers;
-use lorafa_ir::outputs::gradient_of;
+use lorafa_ir::outputs::{GRADIENT, gradient_of};
 use lorafa_ir::{Graph, OutputKind, ValueId};
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 /// The name that Hugging Face gives the loss.
 const LOSS: &str = "loss";
 
-/// Refuses a model whose gradients go into accumulators, as onnxruntime-training's do.
-pub(super) fn refuse_accumulators(model: &ModelFile) -> Result<(), ImportError> {
-    let mut outputs = model.graph().output.iter().map(|o| o.name());
-    match outputs.find(|name| name.ends_with(".accumulation.out")) {
-        Some(output) => Err(ImportError::Accumulators {
-            output: output.into(),
-        }),
-        None => Ok(()),
-    }
-}
-
 impl Importer<'_, '_> {
-    /// Declares the outputs.
+    /// Declares the outputs. That of an accumulator is the gradient that goes into it.
     pub(super) fn outputs(&mut self) -> Result<(), ImportError> {
         let outputs = &self.model.graph().output;
         if outputs.is_empty() {
             return Err(ImportError::NoOutput);
         }
-        let mut values = Vec::new();
+        let mut values: Vec<(Cow<'_, str>, ValueId)> = Vec::new();
         for output in outputs {
             let name = output.name();
-            let value = self.value(name);
-            let value = value.map_err(|_| ImportError::MissingOutput { name: name.into() })?;
+            let accumulated = self.training.and_then(|t| t.accumulated(name));
+            let (name, from) = match accumulated {
+                Some((param, gradient)) => (format!("{GRADIENT}{param}").into(), gradient),
+                None => (Cow::from(name), name),
+            };
+            let value = self.value(from);
+            let value = value.map_err(|_| ImportError::MissingOutput { name: from.into() })?;
             values.push((name, value));
         }
         let results: Vec<(&str, ValueId)> = values
             .iter()
             .filter(|(name, _)| gradient_of(name).is_none() && !is_optimizers(name))
-            .copied()
+            .map(|(name, value)| (&**name, *value))
             .collect();
-        let loss = loss(self.patch.graph(), &results)?;
+        let loss = match self.training {
+            Some(training) => Some(training.loss(results.iter().map(|(name, _)| *name))?),
+            None => loss(self.patch.graph(), &results)?,
+        };
+        let loss = loss.map(str::to_owned);
         for (name, value) in values {
-            let kind = if loss == Some(name) {
+            let kind = if loss.as_deref() == Some(&*name) {
                 OutputKind::Loss
             } else {
                 OutputKind::Value
             };
-            self.patch.output(name, value, kind);
+            self.patch.output(&*name, value, kind);
         }
         Ok(())
     }

@@ -4,7 +4,8 @@ use super::{Fail, Handler, Importer, Node};
 use crate::dtype;
 use crate::import::known::wrapped;
 use lorafa_ir::ops::{
-    Activation, ActivationKind, Binary, BinaryKind, Dropout, Op, Scalar, Unary, UnaryKind,
+    Activation, ActivationGrad, ActivationKind, Binary, BinaryKind, Dropout, DropoutGrad, Fill, Op,
+    Scalar, Unary, UnaryKind,
 };
 use lorafa_ir::{DType, ValueId};
 
@@ -47,6 +48,16 @@ pub(super) const OPS: &[(&str, Handler)] = &[
     ("Tanh", activation),
     ("Where", select),
     ("Xor", binary),
+    ("com.microsoft::DropoutGrad", dropout_grad),
+    ("com.microsoft::FastGelu", fast_gelu),
+    ("com.microsoft::FastGeluGrad", activation_grad),
+    ("com.microsoft::Gelu", gelu),
+    ("com.microsoft::GeluGrad", activation_grad),
+    ("com.microsoft::QuickGelu", quick_gelu),
+    ("com.microsoft::QuickGeluGrad", activation_grad),
+    ("com.microsoft::ReluGrad", activation_grad),
+    ("com.microsoft::SigmoidGrad", activation_grad),
+    ("com.microsoft::TanhGrad", activation_grad),
 ];
 
 fn unary<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
@@ -88,6 +99,70 @@ fn gelu<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
     let x = im.input(node, 0)?;
     let y = im.patch.add1(Activation(kind).into(), &[x])?;
     im.result(node, y)
+}
+
+/// The tanh approximation of gelu; a bias may be added first.
+fn fast_gelu<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
+    let x = im.input(node, 0)?;
+    let x = biased(im, node, x, 1)?;
+    let y = im
+        .patch
+        .add1(Activation(ActivationKind::GeluTanh).into(), &[x])?;
+    im.result(node, y)
+}
+
+fn biased<'m>(
+    im: &mut Importer<'m, '_>,
+    node: &Node<'m>,
+    x: ValueId,
+    slot: usize,
+) -> Result<ValueId, Fail> {
+    if node.input(slot).is_none() {
+        return Ok(x);
+    }
+    let bias = im.input(node, slot)?;
+    Ok(im.patch.plus(x, bias)?)
+}
+
+/// `x·sigmoid(alpha·x)`; its slope is that of silu at `alpha·x`.
+fn quick_gelu<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
+    let x = im.input(node, 0)?;
+    let alpha = f64::from(node.float("alpha", QUICK));
+    let y = if alpha == 1.0 {
+        im.patch
+            .add1(Activation(ActivationKind::Silu).into(), &[x])?
+    } else {
+        let scaled = im.patch.scaled(x, alpha)?;
+        let gate = Activation(ActivationKind::Sigmoid);
+        let gate = im.patch.add1(gate.into(), &[scaled])?;
+        im.patch.times(x, gate)?
+    };
+    im.result(node, y)
+}
+
+/// What `QuickGelu` takes `alpha` to be unless it is given.
+const QUICK: f32 = 1.702;
+
+/// Given `dy` and the result for relu, sigmoid and tanh, the operand for the others.
+fn activation_grad<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
+    let (dy, mut saved) = (im.input(node, 0)?, im.input(node, 1)?);
+    let kind = match node.op() {
+        "FastGeluGrad" => {
+            saved = biased(im, node, saved, 2)?;
+            ActivationKind::GeluTanh
+        }
+        "GeluGrad" => ActivationKind::Gelu,
+        "QuickGeluGrad" => {
+            let alpha = f64::from(node.float("alpha", QUICK));
+            saved = im.patch.scaled(saved, alpha)?;
+            ActivationKind::Silu
+        }
+        "ReluGrad" => ActivationKind::Relu,
+        "SigmoidGrad" => ActivationKind::Sigmoid,
+        _ => ActivationKind::Tanh,
+    };
+    let dx = im.patch.add1(ActivationGrad(kind).into(), &[dy, saved])?;
+    im.result(node, dx)
 }
 
 fn kind(op: &str) -> BinaryKind {
@@ -246,13 +321,13 @@ fn cast<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
     im.result(node, y)
 }
 
-/// Only in training mode; nothing otherwise.
-fn dropout<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
-    let ratio = match node.input(1) {
+/// The share of elements that a dropout sets to zero: none outside of training mode.
+fn ratio<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>, first: usize) -> Result<f64, Fail> {
+    let ratio = match node.input(first) {
         Some(name) => im.number(name)?.ok_or("its ratio is not a constant")?,
         None => 0.5,
     };
-    let training = match node.input(2) {
+    let training = match node.input(first + 1) {
         Some(name) => {
             im.number(name)?
                 .ok_or("its training mode is not a constant")?
@@ -260,9 +335,19 @@ fn dropout<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
         }
         None => false,
     };
-    if !training || ratio == 0.0 {
-        if node.output(1).is_some() {
-            return Err("its mask is read, but it is not in training mode".into());
+    Ok(if training { ratio } else { 0.0 })
+}
+
+/// Where nothing is dropped, the mask is true everywhere.
+fn dropout<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
+    let ratio = ratio(im, node, 1)?;
+    if ratio == 0.0 {
+        if let Some(mask) = node.output(1) {
+            let x = im.input(node, 0)?;
+            let ty = im.patch.ty(x).with_dtype(DType::Bool);
+            let value = Scalar(1.0);
+            let all = im.patch.add1(Fill { ty, value }.into(), &[])?;
+            im.define(mask, all);
         }
         return identity(im, node);
     }
@@ -272,10 +357,17 @@ fn dropout<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
         seed: node.int("seed", node.seq),
     };
     let results = im.patch.add(dropout.into(), &[x])?;
-    for (slot, value) in results.into_iter().enumerate() {
-        if let Some(name) = node.output(slot) {
-            im.define(name, value);
-        }
+    im.results(node, results)
+}
+
+/// Given `dy` and the mask, then what `Dropout` is given.
+fn dropout_grad<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
+    let ratio = ratio(im, node, 2)?;
+    if ratio == 0.0 {
+        return identity(im, node);
     }
-    Ok(())
+    let (dy, mask) = (im.input(node, 0)?, im.input(node, 1)?);
+    let ratio = Scalar(ratio);
+    let dx = im.patch.add1(DropoutGrad { ratio }.into(), &[dy, mask])?;
+    im.result(node, dx)
 }

@@ -1,11 +1,11 @@
 //! Operators that read or write by index.
 
 use super::{Fail, Handler, Importer, Node};
-use lorafa_ir::Dim;
 use lorafa_ir::ops::{
     BinaryKind, CumSum, Gather, GatherElements, GatherNd, Iota, Scalar, ScatterElements, ScatterNd,
-    Slice, SliceAxis, axis,
+    Slice, axis,
 };
+use lorafa_ir::{Dim, Shape};
 
 pub(super) const OPS: &[(&str, Handler)] = &[
     ("CumSum", cumsum),
@@ -15,6 +15,7 @@ pub(super) const OPS: &[(&str, Handler)] = &[
     ("ScatterElements", scatter_elements),
     ("ScatterND", scatter_nd),
     ("Trilu", trilu),
+    ("com.microsoft::GatherGrad", gather_grad),
 ];
 
 /// A constant scalar index is a slice: a view, and with a gradient that needs no index.
@@ -22,26 +23,8 @@ fn gather<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
     let x = im.input(node, 0)?;
     let shape = im.patch.ty(x).shape.clone();
     let at = axis(node.int("axis", 0), shape.len())?;
-    let index = im.known(node.required(1)?)?.filter(|k| k.shape.is_empty());
-    if let Some(Dim::Known(i)) = index.as_ref().and_then(|k| k.as_scalar()) {
-        let start = if *i < 0 {
-            shape[at].plus(&Dim::Known(*i))
-        } else {
-            Dim::Known(*i)
-        };
-        let part = SliceAxis {
-            axis: at,
-            start,
-            len: Dim::Known(1),
-            step: 1,
-        };
-        let cut = im.patch.add1(
-            Slice {
-                axes: [part].into_iter().collect(),
-            }
-            .into(),
-            &[x],
-        )?;
+    if let Some(one) = one_of(im, node.required(1)?, at, &shape[at])? {
+        let cut = im.patch.add1(one.into(), &[x])?;
         let kept = (0..shape.len())
             .filter(|a| *a != at)
             .map(|a| shape[a].clone());
@@ -51,6 +34,42 @@ fn gather<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
     let indices = im.input(node, 1)?;
     let y = im.patch.add1(Gather { axis: at }.into(), &[x, indices])?;
     im.result(node, y)
+}
+
+/// The slice that a constant scalar index takes of an axis.
+fn one_of(
+    im: &mut Importer<'_, '_>,
+    index: &str,
+    axis: usize,
+    dim: &Dim,
+) -> Result<Option<Slice>, Fail> {
+    let index = im.known(index)?.filter(|k| k.shape.is_empty());
+    Ok(match index.as_ref().and_then(|k| k.as_scalar()) {
+        Some(i @ Dim::Known(..0)) => Some(Slice::along(axis, dim.plus(i), 1)),
+        Some(i @ Dim::Known(_)) => Some(Slice::along(axis, i.clone(), 1)),
+        _ => None,
+    })
+}
+
+/// Given the shape of what is gathered from, the indices and `dy`.
+fn gather_grad<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
+    let shape: Shape = im.integers(node, 0, "shape")?.into_iter().collect();
+    let at = axis(node.int("axis", 0), shape.len())?;
+    let dy = im.input(node, 2)?;
+    if let Some(one) = one_of(im, node.required(1)?, at, &shape[at])? {
+        let pad = one.opposite(&shape).ok_or("its axis is out of range")?;
+        let row = (0..shape.len()).map(|a| match a == at {
+            true => Dim::Known(1),
+            false => shape[a].clone(),
+        });
+        let row = im.patch.reshape(dy, row)?;
+        let dx = im.patch.add1(pad.into(), &[row])?;
+        return im.result(node, dx);
+    }
+    let indices = im.input(node, 1)?;
+    let gather = Gather { axis: at };
+    let dx = gather.build_gradient(&mut im.patch, indices, dy, &shape)?;
+    im.result(node, dx)
 }
 
 fn gather_elements<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {

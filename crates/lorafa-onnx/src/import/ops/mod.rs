@@ -21,6 +21,7 @@ use prost::Message;
 /// Builds one node.
 pub(super) type Handler = for<'m> fn(&mut Importer<'m, '_>, &Node<'m>) -> Result<(), Fail>;
 
+/// Operators of `ai.onnx` by their names, others with their domains.
 const FAMILIES: &[&[(&str, Handler)]] = &[
     elementwise::OPS,
     shape::OPS,
@@ -41,15 +42,26 @@ impl<'m> Importer<'m, '_> {
         if let Some(call) = self.program.ops.get(&(node.seq as usize)) {
             return self.fused(node, call);
         }
-        let standard = matches!(node.proto.domain(), "" | "ai.onnx");
+        let domain = match node.proto.domain() {
+            "ai.onnx" => "",
+            domain => domain,
+        };
+        let is_named = |name: &str| match name.split_once("::") {
+            Some(name) => name == (domain, node.op()),
+            None => domain.is_empty() && name == node.op(),
+        };
         let handler = FAMILIES
             .iter()
             .flat_map(|family| family.iter())
-            .find(|(op, _)| standard && *op == node.op());
+            .find(|(name, _)| is_named(name));
         let Some((_, handler)) = handler else {
+            if self.training.is_some() {
+                return Err(Fail::Unknown);
+            }
             return self.opaque(node);
         };
-        if node.proto.input.len() <= MAX_EVALUATED {
+        let one = (1..node.proto.output.len()).all(|slot| !self.is_output_read(node, slot));
+        if one && node.proto.input.len() <= MAX_EVALUATED {
             let mut ins = Vec::new();
             for slot in 0..node.proto.input.len() {
                 ins.push(match node.input(slot) {
@@ -70,12 +82,31 @@ impl<'m> Importer<'m, '_> {
         self.value(node.required(slot)?)
     }
 
-    /// Binds the node's first output, and refuses others that are read.
+    /// Binds the node's first output.
     fn result(&mut self, node: &Node<'m>, value: ValueId) -> Result<(), Fail> {
         if let Some(name) = node.output(0) {
             self.define(name, value);
         }
         Ok(())
+    }
+
+    /// Binds the node's outputs as far as it has them.
+    fn results(
+        &mut self,
+        node: &Node<'m>,
+        values: impl IntoIterator<Item = ValueId>,
+    ) -> Result<(), Fail> {
+        for (slot, value) in values.into_iter().enumerate() {
+            if let Some(name) = node.output(slot) {
+                self.define(name, value);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a node or the model reads an output of the node.
+    fn is_output_read(&self, node: &Node<'m>, slot: usize) -> bool {
+        node.output(slot).is_some_and(|name| self.is_read(name))
     }
 
     /// Known integers of an input that must be known.
@@ -137,12 +168,7 @@ impl<'m> Importer<'m, '_> {
             .map(|slot| self.input(node, slot))
             .collect::<Result<_, _>>()?;
         let values = self.patch.add(Op::Onnx(Box::new(op)), &operands)?;
-        for (slot, value) in values.into_iter().enumerate() {
-            if let Some(name) = node.output(slot) {
-                self.define(name, value);
-            }
-        }
-        Ok(())
+        self.results(node, values)
     }
 }
 

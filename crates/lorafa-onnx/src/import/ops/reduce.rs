@@ -2,7 +2,7 @@
 
 use super::{Fail, Handler, Importer, Node};
 use crate::import::known::{axes, sorted};
-use lorafa_ir::ops::{ReduceKind, Softmax, axis};
+use lorafa_ir::ops::{ReduceKind, Softmax, SoftmaxGrad, axis};
 
 pub(super) const OPS: &[(&str, Handler)] = &[
     ("LogSoftmax", softmax),
@@ -11,6 +11,8 @@ pub(super) const OPS: &[(&str, Handler)] = &[
     ("ReduceProd", not_data),
     ("ReduceSum", reduce),
     ("Softmax", softmax),
+    ("com.microsoft::LogSoftmaxGrad_13", softmax_grad),
+    ("com.microsoft::SoftmaxGrad_13", softmax_grad),
 ];
 
 fn reduce<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
@@ -61,4 +63,13 @@ fn softmax<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
         &[x],
     )?;
     im.result(node, y)
+}
+
+/// Given `dy` and the result.
+fn softmax_grad<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
+    let (dy, y) = (im.input(node, 0)?, im.input(node, 1)?);
+    let axis = axis(node.int("axis", -1), im.patch.ty(y).rank())?;
+    let log = node.op() == "LogSoftmaxGrad_13";
+    let dx = im.patch.add1(SoftmaxGrad { axis, log }.into(), &[dy, y])?;
+    im.result(node, dx)
 }

@@ -10,6 +10,7 @@ pub(super) const OPS: &[(&str, Handler)] = &[
     ("SequenceConstruct", construct),
     ("Split", split),
     ("SplitToSequence", to_sequence),
+    ("com.microsoft::SplitTraining", split),
 ];
 
 /// The parts of `x` along an axis, of these lengths.

@@ -19,8 +19,12 @@ pub(super) const OPS: &[(&str, Handler)] = &[
     ("Size", size),
     ("Slice", slice),
     ("Squeeze", squeeze),
+    ("Tile", tile),
     ("Transpose", transpose),
     ("Unsqueeze", unsqueeze),
+    ("com.microsoft::BroadcastGradientArgs", broadcast_axes),
+    ("com.microsoft::ConcatTraining", concat),
+    ("com.microsoft::SliceGrad", slice_grad),
 ];
 
 /// The type of an input, without making a value of integers that are only known.
@@ -240,6 +244,54 @@ fn expand<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
     im.result(node, y)
 }
 
+/// Each axis is laid out that many times in a row: an axis of one before it is broadcast.
+fn tile<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
+    let repeats = im.integers(node, 1, "repeats")?;
+    let x = im.input(node, 0)?;
+    let from = im.patch.ty(x).shape.clone();
+    if repeats.len() != from.len() {
+        return Err(format!("{} repeats for {} axes", repeats.len(), from.len()).into());
+    }
+    let one = Dim::Known(1);
+    let apart = from.iter().flat_map(|d| [one.clone(), d.clone()]);
+    let apart = im.patch.reshape(x, apart)?;
+    let pairs = || repeats.iter().zip(&from);
+    let wide: Shape = pairs().flat_map(|(n, d)| [n.clone(), d.clone()]).collect();
+    let wide = im.patch.expand(apart, &wide)?;
+    let y = im.patch.reshape(wide, pairs().map(|(n, d)| n.times(d)))?;
+    im.result(node, y)
+}
+
+/// Of two shapes that broadcast, the axes that each one's gradient is summed over, last to first.
+fn broadcast_axes<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
+    let shapes = [
+        im.integers(node, 0, "first shape")?,
+        im.integers(node, 1, "second shape")?,
+    ];
+    let rank = shapes[0].len().max(shapes[1].len());
+    let mut over = [Vec::new(), Vec::new()];
+    for axis in (0..rank).rev() {
+        let own = |shape: &Vec<Dim>| Some(shape[(axis + shape.len()).checked_sub(rank)?].clone());
+        let slot = match shapes.each_ref().map(own) {
+            [None, _] => 0,
+            [_, None] => 1,
+            [a, b] if a == b => continue,
+            [Some(a), _] if a.is(1) => 0,
+            [_, Some(b)] if b.is(1) => 1,
+            [Some(a), Some(b)] => {
+                return Err(format!("cannot tell whether {a} or {b} is broadcast").into());
+            }
+        };
+        over[slot].push(Dim::Known(axis as i64));
+    }
+    for (slot, axes) in over.into_iter().enumerate() {
+        if let Some(name) = node.output(slot) {
+            im.define_known(name, Known::list(axes), None);
+        }
+    }
+    Ok(())
+}
+
 fn transpose<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
     let x = im.input(node, 0)?;
     let rank = im.patch.ty(x).rank();
@@ -260,6 +312,12 @@ fn concat<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
         .collect::<Result<_, _>>()?;
     let first = parts.first().ok_or("it has no input")?;
     let axis = axis(node.int("axis", 0), im.patch.ty(*first).rank())?;
+    if let Some(lengths) = node.output(1) {
+        let lengths_of = |part: &ValueId| im.patch.ty(*part).shape.get(axis).cloned();
+        let known: Option<Vec<Dim>> = parts.iter().map(lengths_of).collect();
+        let known = known.ok_or("its inputs differ in their number of axes")?;
+        im.define_known(lengths, Known::list(known), None);
+    }
     let y = if parts.len() == 1 {
         *first
     } else {
@@ -269,18 +327,49 @@ fn concat<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
 }
 
 fn slice<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
-    let (starts, ends) = (
-        im.integers(node, 1, "starts")?,
-        im.integers(node, 2, "ends")?,
-    );
     let x = im.input(node, 0)?;
     let from = im.patch.ty(x).shape.clone();
-    let on: Vec<i64> = match node.input(3) {
-        Some(_) => im.numbers(node, 3, "axes")?,
+    let cuts = cuts(im, node, &from, 1)?;
+    let y = if cuts.axes.is_empty() {
+        x
+    } else {
+        im.patch.add1(cuts.into(), &[x])?
+    };
+    im.result(node, y)
+}
+
+/// Given `dy`, the shape of what was sliced, then what `Slice` is given.
+fn slice_grad<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
+    let shape: Shape = im.integers(node, 1, "shape")?.into_iter().collect();
+    let dy = im.input(node, 0)?;
+    let cuts = cuts(im, node, &shape, 2)?;
+    let pad = cuts.opposite(&shape);
+    let pad = pad.ok_or("a step other than 1 is not supported")?;
+    let dx = if cuts.axes.is_empty() {
+        dy
+    } else {
+        im.patch.add1(pad.into(), &[dy])?
+    };
+    im.result(node, dx)
+}
+
+/// What is sliced of a shape, by starts, ends, axes and steps, which begin at input `first`.
+fn cuts<'m>(
+    im: &mut Importer<'m, '_>,
+    node: &Node<'m>,
+    from: &Shape,
+    first: usize,
+) -> Result<Slice, Fail> {
+    let (starts, ends) = (
+        im.integers(node, first, "starts")?,
+        im.integers(node, first + 1, "ends")?,
+    );
+    let on: Vec<i64> = match node.input(first + 2) {
+        Some(_) => im.numbers(node, first + 2, "axes")?,
         None => (0..starts.len() as i64).collect(),
     };
-    let steps: Vec<i64> = match node.input(4) {
-        Some(_) => im.numbers(node, 4, "steps")?,
+    let steps: Vec<i64> = match node.input(first + 3) {
+        Some(_) => im.numbers(node, first + 3, "steps")?,
         None => vec![1; starts.len()],
     };
     if [ends.len(), on.len(), steps.len()] != [starts.len(); 3] {
@@ -302,12 +391,7 @@ fn slice<'m>(im: &mut Importer<'m, '_>, node: &Node<'m>) -> Result<(), Fail> {
             });
         }
     }
-    let y = if cuts.axes.is_empty() {
-        x
-    } else {
-        im.patch.add1(cuts.into(), &[x])?
-    };
-    im.result(node, y)
+    Ok(cuts)
 }
 
 /// First index and length of a slice, by ONNX's rules for indices that are negative or too large.
