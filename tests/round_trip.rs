@@ -5,7 +5,7 @@
 mod arena;
 mod common;
 
-use common::{Model, examples, joint, loss_and_gradients, options, values};
+use common::{Model, examples, joint, loss_and_gradients, options, ort, values};
 use lorafa_ir::Graph;
 use lorafa_ir::ops::{Op, Role};
 use lorafa_onnx::export::{ExportOptions, export};
@@ -94,6 +94,7 @@ fn steps() -> Vec<(Model, Method)> {
     let methods = Method::ALL.map(|(method, _)| method);
     let own = examples().into_iter().flat_map(|m| all(m, &methods));
     let given = joint().into_iter();
+    let given = given.chain(ort().into_iter().map(|(lora, _)| lora));
     own.chain(given.flat_map(|m| all(m, &[Method::Lora, Method::LoraFa])))
         .collect()
 }

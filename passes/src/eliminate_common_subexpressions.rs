@@ -14,7 +14,7 @@
 
 use crate::pass::{Changed, Pass, PassCx, PassError, PassKind};
 use lorafa_ir::ops::Op;
-use lorafa_ir::{Graph, OpId, Region, ValueId};
+use lorafa_ir::{Graph, OpData, OpId, Region, ValueId};
 use smallvec::SmallVec;
 use std::collections::HashMap;
 
@@ -22,6 +22,17 @@ use std::collections::HashMap;
 pub struct EliminateCommonSubexpressions;
 
 type Key = (Option<Region>, Op, SmallVec<[ValueId; 4]>);
+
+/// Whether a backward pass that somebody else wrote means to compute an op as often as it does.
+fn is_meant(graph: &Graph, op: &OpData) -> bool {
+    let given = op.site.region == Region::Backward && op.site.of.is_none();
+    let view = matches!(
+        op.kind,
+        Op::Reshape(_) | Op::Transpose(_) | Op::Expand(_) | Op::Slice(_)
+    );
+    let float = |value: &ValueId| graph.ty(*value).dtype.is_float();
+    given && !view && !op.operands.is_empty() && op.results.iter().any(float)
+}
 
 impl Pass for EliminateCommonSubexpressions {
     fn name(&self) -> &'static str {
@@ -38,7 +49,8 @@ impl Pass for EliminateCommonSubexpressions {
         let mut merged = 0;
         for id in graph.order() {
             let op = graph.op(id);
-            if matches!(op.kind, Op::Param(_) | Op::Dropout(_) | Op::Onnx(_)) {
+            let draws = matches!(op.kind, Op::Param(_) | Op::Dropout(_) | Op::Onnx(_));
+            if draws || is_meant(graph, op) {
                 continue;
             }
             let constant = matches!(op.kind, Op::Constant(_));

@@ -19,11 +19,12 @@ mod training;
 
 pub use error::{ImportError, NodePlace};
 
+use crate::export::PRODUCER;
 use crate::file::ModelFile;
 use crate::proto::{TypeProto, ValueInfoProto, tensor_shape_proto, type_proto};
 use context::Importer;
 use error::Fail;
-use lorafa_ir::ops::{Param, Role};
+use lorafa_ir::ops::{Param, Role, is_path};
 use lorafa_ir::optimizer::STATE;
 use lorafa_ir::{Dim, Graph, Shape, TensorType};
 use node::Node;
@@ -162,14 +163,16 @@ impl<'m> Importer<'m, '_> {
             if self.is_initializer(name) {
                 continue;
             }
+            let ty = input_type(input)?;
+            let ours = self.model.proto().producer_name() == PRODUCER;
             let role = match self.training {
                 Some(training) if training.is_buffer(name) => continue,
                 Some(training) if training.is_parameter(name) => Role::Frozen,
-                // As steps are written that have an optimizer.
+                // What we write has state as inputs, and weights that no file holds.
                 _ if name.starts_with(STATE) => Role::OptState,
+                _ if ours && ty.dtype.is_float() && is_path(name) => Role::Frozen,
                 _ => Role::Input,
             };
-            let ty = input_type(input)?;
             self.define_input(name, Param::runtime(name, role, ty));
         }
         Ok(())
