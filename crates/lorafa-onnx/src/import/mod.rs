@@ -1,12 +1,14 @@
 //! ONNX graph → IR graph.
 //!
-//! Functions are put where they are called (`functions`). One node becomes one or a few core ops (`ops/`), shapes computed by nodes become attributes
+//! Functions are put where they are called (`functions`), but for those that the exporter wrote for ops, which are these
+//! ops again (`fused`). One node becomes one or a few core ops (`ops/`), shapes computed by nodes become attributes
 //! (`known`), and weights get their PyTorch names back (`names`). Weights are not read: a
 //! model whose weights are not there imports all the same.
 
 mod context;
 mod error;
 mod functions;
+mod fused;
 mod known;
 mod names;
 mod node;
@@ -22,6 +24,7 @@ use crate::proto::{TypeProto, ValueInfoProto, tensor_shape_proto, type_proto};
 use context::Importer;
 use error::Fail;
 use lorafa_ir::ops::{Param, Role};
+use lorafa_ir::optimizer::STATE;
 use lorafa_ir::{Dim, Graph, Shape, TensorType};
 use node::Node;
 use signature::Signature;
@@ -46,12 +49,7 @@ pub fn import(model: &ModelFile) -> Result<Graph, ImportError> {
     let training = training.as_ref();
     let signature = Signature::read(model);
     let mut graph = Graph::new(proto.name());
-    let mut program = functions::inline(model)?;
-    if training.is_some() {
-        program
-            .nodes
-            .retain(|(node, _)| !training::accumulates(node));
-    }
+    let program = functions::inline(model)?;
     let mut importer = Importer::new(&mut graph, model, &program, training, &signature);
     importer.check_initializers()?;
     importer.inputs()?;
@@ -60,7 +58,7 @@ pub fn import(model: &ModelFile) -> Result<Graph, ImportError> {
         importer.import(&node)?;
     }
     importer.outputs()?;
-    names::recover(&mut graph, &signature);
+    names::recover(&mut graph, &signature, model.proto().producer_name());
     Ok(graph)
 }
 
@@ -162,6 +160,8 @@ impl<'m> Importer<'m, '_> {
             let role = match self.training {
                 Some(training) if training.is_buffer(name) => continue,
                 Some(training) if training.is_parameter(name) => Role::Frozen,
+                // As steps are written that have an optimizer.
+                _ if name.starts_with(STATE) => Role::OptState,
                 _ => Role::Input,
             };
             let ty = input_type(input)?;

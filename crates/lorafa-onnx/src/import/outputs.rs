@@ -3,6 +3,7 @@
 use super::context::Importer;
 use super::error::ImportError;
 use lorafa_ir::ops::Op;
+use lorafa_ir::optimizer::is_optimizers;
 use lorafa_ir::outputs::{GRADIENT, gradient_of};
 use lorafa_ir::{Graph, OutputKind, ValueId};
 use std::borrow::Cow;
@@ -32,7 +33,7 @@ impl Importer<'_, '_> {
         }
         let results: Vec<(&str, ValueId)> = values
             .iter()
-            .filter(|(name, _)| gradient_of(name).is_none())
+            .filter(|(name, _)| gradient_of(name).is_none() && !is_optimizers(name))
             .map(|(name, value)| (&**name, *value))
             .collect();
         let loss = match self.training {

@@ -39,6 +39,9 @@ impl<'m> Importer<'m, '_> {
     /// otherwise.
     pub(super) fn dispatch(&mut self, node: &Node<'m>) -> Result<(), Fail> {
         self.enter(node);
+        if let Some(call) = self.program.ops.get(&(node.seq as usize)) {
+            return self.fused(node, call);
+        }
         let domain = match node.proto.domain() {
             "ai.onnx" => "",
             domain => domain,
