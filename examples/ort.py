@@ -35,7 +35,8 @@ from safetensors.numpy import save_file
 BATCH, SEQ, VOCAB, RANK, ALPHA, LR, UPDATES = 2, 12, 100, 8, 16, 1e-3, 5
 # Up to opset 16 the exporter takes LayerNorm apart, and onnxruntime puts it together with the three results that its gradient
 # reads. From 17 on there is one result, and onnxruntime fails.
-OPSET = {"llama": 17, "roberta": 16, "gpt2": 16}
+OPSET = {"llama": 17, "roberta": 16, "gpt2": 16, "t5": 17}
+FORMS = ("lora", "lora-fa")
 FILES = ("training_model.onnx", "optimizer_model.onnx")
 
 
@@ -50,6 +51,10 @@ def build(family):
             vocab_size=VOCAB, hidden_size=64, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
             max_position_embeddings=64, type_vocab_size=1, num_labels=3, hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0, attn_implementation="eager", pad_token_id=1)), "SEQ_CLS"
+    if family == "t5":      # small: its graph is large
+        return hf.T5ForConditionalGeneration(hf.T5Config(
+            vocab_size=VOCAB, d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4, dropout_rate=0.0, use_cache=False,
+            decoder_start_token_id=0)), "SEQ_2_SEQ_LM"
     return hf.GPT2LMHeadModel(hf.GPT2Config(
         vocab_size=VOCAB, n_embd=64, n_layer=2, n_head=4, n_positions=64, use_cache=False, resid_pdrop=0.0,
         embd_pdrop=0.0, attn_pdrop=0.0, attn_implementation="eager")), "CAUSAL_LM"
@@ -61,8 +66,15 @@ def batch(family):
     mask = torch.ones_like(ids)
     mask[1, SEQ - 4:] = 0
     ids[1, SEQ - 4:] = 1
-    labels = torch.tensor([0, 2]) if family == "roberta" else ids.masked_fill(mask == 0, -100)
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    if family == "t5":
+        labels = torch.randint(3, VOCAB, (BATCH, SEQ - 2), generator=generator)
+        labels[0, -2:] = -100
+        first = torch.zeros(BATCH, 1, dtype=torch.long)
+        inputs["decoder_input_ids"] = torch.cat([first, labels[:, :-1].clamp(min=0)], 1)
+    else:
+        labels = torch.tensor([0, 2]) if family == "roberta" else ids.masked_fill(mask == 0, -100)
+    return inputs | {"labels": labels}
 
 
 class Wrapper(torch.nn.Module):
@@ -82,11 +94,11 @@ class Wrapper(torch.nn.Module):
             if frozen and "lora_A" in name:
                 parameter.requires_grad_(False)
 
-    def forward(self, input_ids, attention_mask, labels=None):
-        given = dict(input_ids=input_ids, attention_mask=attention_mask)
-        given |= {} if labels is None else dict(labels=labels)
-        result = self.m(**given, return_dict=True)
-        return result.logits if labels is None else (result.loss, result.logits)
+    def forward(self, input_ids, attention_mask, *rest):
+        names = {0: (), 1: ("labels",), 2: ("decoder_input_ids", "labels")}[len(rest)]
+        given = dict(zip(names, rest))
+        result = self.m(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **given)
+        return (result.loss, result.logits) if rest else result.logits
 
 
 def make(family, frozen, folder):
@@ -96,7 +108,10 @@ def make(family, frozen, folder):
     classifies = family == "roberta"        # whose loss onnxruntime attaches
     names = [n for n in inputs if not (classifies and n == "labels")]
     outputs = ["logits"] if classifies else ["loss", "logits"]
-    dynamic = {n: {0: "batch", 1: "seq"} for n in [*names, "logits"]} if family == "gpt2" else None
+    dynamic = None
+    if family in ("gpt2", "t5"):
+        target = ("decoder_input_ids", "labels", "logits") if family == "t5" else ()
+        dynamic = {n: {0: "batch", 1: "tgt_seq" if n in target else "seq"} for n in [*names, "logits"]}
     forward = folder / "forward.onnx"
     torch.onnx.export(model, tuple(inputs[n] for n in names), str(forward), input_names=names, output_names=outputs,
                       opset_version=OPSET[family], training=torch.onnx.TrainingMode.TRAINING,
@@ -135,9 +150,11 @@ def main():
     out = parser.parse_args().out
     for family in OPSET:
         made = {}
-        for form in ("lora", "lora-fa"):
+        for form in FORMS:
             with tempfile.TemporaryDirectory() as folder:
                 made[form] = make(family, form == "lora-fa", Path(folder))
+                if (family, form) == ("t5", "lora-fa"):
+                    continue        # its numbers will do
                 to = out / f"{family}-{form}"
                 to.mkdir(parents=True, exist_ok=True)
                 for file in FILES:

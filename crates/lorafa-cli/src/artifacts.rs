@@ -17,12 +17,53 @@ const MODEL: &str = "training_model.onnx";
 const OPTIMIZER: &str = "optimizer_model.onnx";
 const CHECKPOINT: &str = "checkpoint";
 
-/// A model, and what lies next to it.
+/// The files that a path names.
+#[derive(Clone, Debug)]
+pub struct Files {
+    /// The model.
+    pub model: PathBuf,
+    /// The optimizer that comes with it.
+    pub optimizer: Option<PathBuf>,
+    /// The weights that come with it.
+    pub checkpoint: Option<PathBuf>,
+}
+
+impl Files {
+    /// The file itself, or what a folder has.
+    ///
+    /// # Errors
+    ///
+    /// A folder without a model.
+    pub fn of(path: &Path) -> Result<Self, Error> {
+        if !path.is_dir() {
+            return Ok(Files {
+                model: path.to_owned(),
+                optimizer: None,
+                checkpoint: None,
+            });
+        }
+        let there = |name| Some(path.join(name)).filter(|file| file.exists());
+        let model = there(MODEL).ok_or_else(|| {
+            Error::Args(format!(
+                "{}: there is no {MODEL} in this folder, which onnxruntime-training's artifacts have; give an ONNX \
+                 file",
+                path.display()
+            ))
+        })?;
+        Ok(Files {
+            model,
+            optimizer: there(OPTIMIZER),
+            checkpoint: there(CHECKPOINT),
+        })
+    }
+}
+
+/// A model, and how to train it.
 #[derive(Debug)]
 pub struct Opened {
     /// The model.
     pub model: ModelFile,
-    /// How to train it: what the command line asks for, with the optimizer that comes with the model.
+    /// What the command line asks for, with the optimizer that comes with the model.
     pub training: TrainingArgs,
     /// The weights that come with the model.
     pub checkpoint: Option<PathBuf>,
@@ -34,32 +75,15 @@ pub struct Opened {
 ///
 /// A file that is no model; a folder without one, or with an optimizer that is not known.
 pub fn open(path: &Path, training: &TrainingArgs) -> Result<Opened, Error> {
+    let files = Files::of(path)?;
     let mut training = training.clone();
-    if !path.is_dir() {
-        let model = ModelFile::open(path)?;
-        return Ok(Opened {
-            model,
-            training,
-            checkpoint: None,
-        });
-    }
-    let file = path.join(MODEL);
-    if !file.exists() {
-        return Err(Error::Args(format!(
-            "{}: there is no {MODEL} in this folder, which onnxruntime-training's artifacts have; give an ONNX file",
-            path.display()
-        )));
-    }
-    let model = ModelFile::open(file)?;
-    let file = path.join(OPTIMIZER);
-    if training.optimizer.optimizer.is_none() && file.exists() {
+    if let (Some(file), None) = (files.optimizer, training.optimizer.optimizer) {
         training.optimizer.given = Some(optimizer::read(&ModelFile::open(file)?)?);
     }
-    let checkpoint = Some(path.join(CHECKPOINT)).filter(|file| file.exists());
     Ok(Opened {
-        model,
+        model: ModelFile::open(files.model)?,
         training,
-        checkpoint,
+        checkpoint: files.checkpoint,
     })
 }
 

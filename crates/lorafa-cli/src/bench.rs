@@ -99,7 +99,8 @@ pub fn bench(args: &BenchArgs, out: &mut dyn Write) -> Result<(), Error> {
     let spec = inputs::spec(&single.step.graph, single.loss.map(task))?;
     let store = ExternalStore::new(model.folder());
     if !args.random_weights {
-        weights::bind(&mut single.step.graph, &args.machine, &opened, &store)?;
+        let checkpoint = opened.checkpoint.as_deref();
+        weights::bind(&mut single.step.graph, &args.machine, checkpoint, &store)?;
     }
     let device = machine::open(&args.machine)?;
     let fits = machine::check_fits(&args.machine, device, model, training, &single);

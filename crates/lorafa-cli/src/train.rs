@@ -47,7 +47,8 @@ pub fn train(args: &TrainArgs, out: &mut dyn Write) -> Result<(), Error> {
     // Before the weights are bound: it is of what the flags make of the model, not of where weights lie.
     let step_digest = digest(&single.step.graph);
     let store = ExternalStore::new(model.folder());
-    let bound = weights::bind(&mut single.step.graph, &args.machine, &opened, &store)?;
+    let checkpoint = opened.checkpoint.as_deref();
+    let bound = weights::bind(&mut single.step.graph, &args.machine, checkpoint, &store)?;
     let device = machine::open(&args.machine)?;
     machine::check_fits(&args.machine, device, model, training, &single)?;
     let (train, eval) = data(&args.data, &spec, args.run.seed)?;

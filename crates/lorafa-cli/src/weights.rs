@@ -1,15 +1,15 @@
 //! The weights that a step begins with.
 
 use crate::args::MachineArgs;
-use crate::artifacts::Opened;
 use crate::error::Error;
 use lorafa_ir::Graph;
 use lorafa_onnx::external::ExternalStore;
 use lorafa_weights::shards::Shards;
 use lorafa_weights::{missing, peft};
+use std::path::Path;
 
-/// Gives a graph the weights that the flags name, or else those that come with the model, and makes sure that every weight has values. Says what a person should
-/// know about names that differ.
+/// Gives a graph the weights that the flags name, or else those of the `checkpoint` that comes with it, and makes sure that
+/// every weight has values. Says what a person should know about names that differ.
 ///
 /// # Errors
 ///
@@ -17,10 +17,10 @@ use lorafa_weights::{missing, peft};
 pub fn bind(
     graph: &mut Graph,
     args: &MachineArgs,
-    opened: &Opened,
+    checkpoint: Option<&Path>,
     store: &ExternalStore,
 ) -> Result<Option<String>, Error> {
-    let weights = args.weights.as_ref().or(opened.checkpoint.as_ref());
+    let weights = args.weights.as_deref().or(checkpoint);
     let bound = match weights {
         Some(path) => Some(lorafa_weights::bind(graph, &Shards::open(path)?)?.to_string()),
         None => None,

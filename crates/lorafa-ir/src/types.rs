@@ -207,3 +207,27 @@ pub fn line_up<'a>(
 pub fn product(dims: &[Dim]) -> Dim {
     dims.iter().fold(Dim::Known(1), |p, d| p.times(d))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_broadcast_to_what_they_must_be() {
+        let unify = |x: &str, y: &str| {
+            let dims = [x, y].map(|text| text.parse::<Dim>().unwrap());
+            unify(&dims[0], &dims[1]).map(|dim| dim.to_string())
+        };
+        for (x, y, expected) in [
+            ("1", "seq", Some("seq")),
+            ("seq", "1", Some("seq")),
+            ("seq", "8", Some("8")),
+            ("3", "8", None),
+            ("min(64, seq)", "seq", Some("seq")),
+            ("seq", "min(64, seq)", Some("seq")),
+            ("batch", "rows", Some("batch")),
+        ] {
+            assert_eq!(unify(x, y).as_deref(), expected, "{x} against {y}");
+        }
+    }
+}

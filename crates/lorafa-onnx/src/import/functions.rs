@@ -8,6 +8,7 @@ use super::LEAST_OPSET;
 use super::error::ImportError;
 use super::fused::Fused;
 use super::node::{Node, module};
+use super::training;
 use crate::export::functions::Call;
 use crate::file::ModelFile;
 use crate::proto::{AttributeProto, FunctionProto, NodeProto, ValueInfoProto};
@@ -46,7 +47,7 @@ pub(super) fn inline(model: &ModelFile) -> Result<Program<'_>, ImportError> {
         },
     };
     if inliner.functions.is_empty() {
-        for node in &model.graph().node {
+        for node in nodes(model) {
             let opset = model.opset(node.domain()).unwrap_or(0);
             inliner.program.nodes.push((Cow::Borrowed(node), opset));
         }
@@ -55,6 +56,12 @@ pub(super) fn inline(model: &ModelFile) -> Result<Program<'_>, ImportError> {
         inliner.run()?;
     }
     Ok(inliner.program)
+}
+
+/// The model's nodes, without those whose outputs are other values (`training`).
+fn nodes(model: &ModelFile) -> impl Iterator<Item = &NodeProto> {
+    let nodes = model.graph().node.iter();
+    nodes.filter(|node| !training::accumulates(node))
 }
 
 /// Domain, name and overload.
@@ -118,7 +125,7 @@ impl<'m> Inliner<'m> {
 
     fn run(&mut self) -> Result<(), ImportError> {
         let mut fused = Fused::new(self.model.graph());
-        for node in &self.model.graph().node {
+        for node in nodes(self.model) {
             let opset = self.model.opset(node.domain()).unwrap_or(0);
             let Some(function) = self.called(node) else {
                 self.program.nodes.push((Cow::Borrowed(node), opset));

@@ -50,12 +50,7 @@ pub fn import(model: &ModelFile) -> Result<Graph, ImportError> {
     let training = training.as_ref();
     let signature = Signature::read(model);
     let mut graph = Graph::new(proto.name());
-    let mut program = functions::inline(model)?;
-    if training.is_some() {
-        program
-            .nodes
-            .retain(|(node, _)| !training::accumulates(node));
-    }
+    let program = functions::inline(model)?;
     let mut importer = Importer::new(&mut graph, model, &program, training, &signature);
     importer.check_initializers()?;
     importer.inputs()?;
