@@ -158,9 +158,9 @@ pub struct MachineArgs {
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub device: String,
 
-    /// Hugging Face weights: a folder with `*.safetensors`, or one such file [default: the
-    /// model's own].
-    #[arg(long, value_name = "DIR")]
+    /// Hugging Face weights, a folder with `*.safetensors` or one such file; or the `checkpoint` of
+    /// onnxruntime-training [default: the model's own].
+    #[arg(long, value_name = "PATH")]
     pub weights: Option<PathBuf>,
 
     /// A PEFT adapter folder to begin with.

@@ -65,7 +65,8 @@ impl Wanted {
 }
 
 /// Gives every weight of `graph`, frozen or trained, the values that `shards` has for it: slices of the map, in the file's
-/// element type. Adapters and constants keep theirs, and so does a classification head that the checkpoint has not.
+/// element type. Constants keep theirs, and so does a classification head that the checkpoint has not; adapters get those
+/// of a checkpoint of the whole adapted model.
 ///
 /// Names match as they are, or after taking one prefix off and putting another on, as for a checkpoint of a model without
 /// its head, if that finds a tensor of its own for every weight. A weight that modules share is found under any of their
@@ -75,7 +76,7 @@ impl Wanted {
 ///
 /// [`WeightsError::Tensors`] with everything that does not fit. The graph is not changed then.
 pub fn bind(graph: &mut Graph, shards: &Shards) -> Result<Bound, WeightsError> {
-    let wanted = wanted(graph);
+    let wanted = wanted(graph, shards);
     let mut problems: Vec<TensorProblem> = names::nameless(graph)
         .into_iter()
         .map(|name| TensorProblem::Nameless { name })
@@ -113,9 +114,10 @@ pub fn bind(graph: &mut Graph, shards: &Shards) -> Result<Bound, WeightsError> {
     Ok(bound)
 }
 
-fn wanted(graph: &Graph) -> Vec<Wanted> {
+fn wanted(graph: &Graph, shards: &Shards) -> Vec<Wanted> {
+    let adapted = shards.iter().any(|(name, _)| names::is_adapter(name));
     let weights = graph.params().filter(|(_, p)| p.is_weight());
-    let weights = weights.filter(|(_, p)| !names::is_adapter(&p.name));
+    let weights = weights.filter(|(_, p)| adapted || !names::is_adapter(&p.name));
     let weights = weights.map(|(value, param)| {
         let mut names = names::aliases(graph, value, &param.name);
         let own = names::plain(&param.name);
