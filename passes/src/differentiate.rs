@@ -130,8 +130,9 @@ fn keep_loss(patch: &mut Patch<'_>, loss: ValueId) {
     patch.output(LOSS, loss, OutputKind::Loss);
 }
 
-/// Builds the backward pass; afterwards the table holds the gradients of parameters.
-fn backward(
+/// Builds the backward pass; afterwards the table holds the gradients of parameters. What the loss does not need, another
+/// backward pass for instance, is left alone.
+pub(crate) fn backward(
     patch: &mut Patch<'_>,
     loss: ValueId,
     trained: &[ValueId],

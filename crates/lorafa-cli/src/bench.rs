@@ -98,9 +98,9 @@ pub fn bench(args: &BenchArgs, out: &mut dyn Write) -> Result<(), Error> {
     let spec = inputs::spec(&single.step.graph, single.loss.map(task))?;
     let store = ExternalStore::new(model.folder());
     if !args.random_weights {
-        weights::bind(&mut single.step.graph, &args.machine, &store)?;
+        weights::bind(&mut single.step.graph, &args.machine.weights, &store)?;
     }
-    let device = machine::open(&args.machine)?;
+    let device = machine::open(&args.machine.device)?;
     let fits = machine::check_fits(&args.machine, device, &model, &args.training, &single);
     let measured = match fits.and_then(|()| measure(args, &single, &spec, &store, device)) {
         Err(error) if error.is_out_of_memory() && args.json.is_some() => None,

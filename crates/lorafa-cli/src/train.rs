@@ -46,8 +46,8 @@ pub fn train(args: &TrainArgs, out: &mut dyn Write) -> Result<(), Error> {
     // Before the weights are bound: it is of what the flags make of the model, not of where weights lie.
     let step_digest = digest(&single.step.graph);
     let store = ExternalStore::new(model.folder());
-    let bound = weights::bind(&mut single.step.graph, &args.machine, &store)?;
-    let device = machine::open(&args.machine)?;
+    let bound = weights::bind(&mut single.step.graph, &args.machine.weights, &store)?;
+    let device = machine::open(&args.machine.device)?;
     machine::check_fits(&args.machine, device, &model, &args.training, &single)?;
     let (train, eval) = data(&args.data, &spec, args.run.seed)?;
     let plan = &single.step.plan;
@@ -284,7 +284,12 @@ pub(crate) fn task(loss: LossKind) -> Task {
 
 /// What adapters say of themselves.
 fn info(args: &TrainArgs, task: Task) -> peft::Info<'_> {
-    let weights = args.machine.weights.as_deref().and_then(Path::to_str);
+    let weights = args
+        .machine
+        .weights
+        .weights
+        .as_deref()
+        .and_then(Path::to_str);
     peft::Info {
         base_model: args.base_model.as_deref().or(weights),
         loss: Some(match task {

@@ -1,9 +1,11 @@
 //! A model's weights as they are kept: one safetensors file, or several with an index, as Hugging Face has them; or a
 //! checkpoint of onnxruntime-training.
 
+use crate::dtype::from_file;
 use crate::error::{FileProblem, WeightsError};
 use crate::ort_checkpoint;
 use bytes::Bytes;
+use lorafa_ir::DType;
 use lorafa_onnx::map::map_file;
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
@@ -37,6 +39,14 @@ pub struct Tensor {
     pub file: Arc<str>,
     /// Whether it trained where it was saved; `None` where the format does not say.
     pub requires_grad: Option<bool>,
+}
+
+impl Tensor {
+    /// The IR's element type for the file's, if it has one.
+    #[must_use]
+    pub fn ir_dtype(&self) -> Option<DType> {
+        from_file(self.dtype)
+    }
 }
 
 /// The tensors of a checkpoint, by name, memory-mapped.

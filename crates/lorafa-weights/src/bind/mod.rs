@@ -2,7 +2,6 @@
 
 mod matching;
 
-use crate::dtype::from_file;
 use crate::error::{TensorProblem, WeightsError};
 use crate::names::{self, Lines};
 use crate::shards::{Shards, Tensor};
@@ -143,7 +142,7 @@ pub(crate) fn fits(
     tensor: &Tensor,
 ) -> Result<DType, TensorProblem> {
     let (name, other) = (name.to_string(), found.to_string());
-    let Some(dtype) = from_file(tensor.dtype) else {
+    let Some(dtype) = tensor.ir_dtype() else {
         return Err(TensorProblem::Quantized {
             name,
             tensor: format!("{other} has type {}", tensor.dtype),
