@@ -8,7 +8,7 @@ use crate::args::CheckArgs;
 use crate::compile;
 use crate::error::Error;
 use crate::{file_name, machine, say, weights};
-use compare::{Apart, Slope, Verdict, direction, norm};
+use compare::{Apart, Slope, Verdict, norm, rounding};
 use inputs::Batch;
 use lorafa_exec::{Mode, Program};
 use lorafa_ir::ops::Role;
@@ -69,6 +69,10 @@ pub fn check(args: &CheckArgs, out: &mut dyn Write) -> Result<(), Error> {
     let bindings = batch.bindings(&graph)?;
     let mut graph = compile::given_gradients(graph, bindings)?;
     let dtype = compile::dtype(&graph);
+    // Of the types that the file has, before they become f64, and before weights are read.
+    for (_, param) in graph.params().filter(|(_, p)| p.role == Role::Input) {
+        batch.bytes(param)?;
+    }
     let store = ExternalStore::new(model.folder());
     weights::bind(&mut graph, &args.weights, &store)?;
     let (graph, plan) = compile::with_own_gradients(graph)?;
@@ -112,14 +116,17 @@ fn compared(
         };
         gradients.push((parameter, given, ours));
     }
+    let all = gradients.iter().flat_map(|(_, given, ours)| [given, ours]);
+    let rounding = rounding(all);
     let mut forward = Forward::new(graph, program)?;
     let mut checked = Vec::new();
     for (parameter, given, ours) in gradients {
-        let direction = direction(&given, &ours);
+        let apart = Apart::new(&given, &ours, rounding);
+        let direction = apart.direction(&given, &ours);
         let slope = forward.slope(&parameter, &direction)?;
         checked.push(Checked {
-            apart: Apart::new(&given, &ours),
-            verdict: Verdict::new(&given, &ours, &direction, slope),
+            apart,
+            verdict: apart.verdict(&given, &ours, &direction, slope),
             parameter,
         });
     }

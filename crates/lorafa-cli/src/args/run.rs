@@ -181,7 +181,6 @@ pub struct MachineArgs {
 
 /// The weights that a step begins with.
 #[derive(Debug, Args)]
-#[command(next_help_heading = "Weights")]
 pub struct WeightArgs {
     /// Hugging Face weights, a folder with `*.safetensors` or one such file; or the `checkpoint` of
     /// onnxruntime-training [default: the model's own].

@@ -11,7 +11,11 @@ const NEAR: f64 = 1e-4;
 /// The error beyond which they say nothing.
 const VAGUE: f64 = 1e-2;
 
-/// The share of the difference of two gradients within which finite differences are on the side of one.
+/// What is rounding, as a share of the largest entry of any gradient: some gradients are zero but for that, such as that of the
+/// bias of attention's keys.
+const ROUNDING: f64 = 1e-10;
+
+/// The share of the difference of two gradients beyond which finite differences are on the side of neither.
 const SIDE: f64 = 0.1;
 
 /// How far two gradients are apart.
@@ -59,26 +63,40 @@ fn largest(x: impl Iterator<Item = f64>) -> f64 {
     x.fold(0.0, |most, x| if x.abs() <= most { most } else { x.abs() })
 }
 
-fn finite(x: &[f64]) -> bool {
-    x.iter().all(|x| x.is_finite())
+/// What entries are to be taken for zero beside these gradients.
+pub fn rounding<'g>(gradients: impl Iterator<Item = &'g Vec<f64>>) -> f64 {
+    let finite = gradients.flatten().copied().filter(|x| x.is_finite());
+    ROUNDING * largest(finite)
 }
 
 impl Apart {
-    /// Compares a given gradient with ours.
-    pub fn new(given: &[f64], ours: &[f64]) -> Self {
+    /// Compares a given gradient with ours, where entries up to `rounding` are as good as zero.
+    pub fn new(given: &[f64], ours: &[f64], rounding: f64) -> Self {
         let pairs = || given.iter().zip(ours);
         let most = largest(given.iter().chain(ours).copied());
-        let zero = most == 0.0;
-        let factor = (norm(ours) > 0.0).then(|| dot(given, ours) / dot(ours, ours));
+        if most <= rounding {
+            return Apart {
+                difference: 0.0,
+                factor: None,
+                rest: 0.0,
+                zero: true,
+            };
+        }
+        let factor = largest(ours.iter().copied()) > rounding;
+        let factor = factor.then(|| dot(given, ours) / dot(ours, ours));
         let rest: Vec<f64> = pairs()
             .map(|(g, o)| g - factor.unwrap_or(0.0) * o)
             .collect();
-        let share = |part: f64, whole: f64| if whole == 0.0 { 0.0 } else { part / whole };
+        let length = norm(given);
         Apart {
-            difference: share(largest(pairs().map(|(g, o)| g - o)), most),
+            difference: largest(pairs().map(|(g, o)| g - o)) / most,
             factor,
-            rest: share(norm(&rest), norm(given)),
-            zero,
+            rest: if length == 0.0 {
+                0.0
+            } else {
+                norm(&rest) / length
+            },
+            zero: false,
         }
     }
 
@@ -86,68 +104,71 @@ impl Apart {
     pub fn agree(&self) -> bool {
         self.difference <= AGREE
     }
-}
 
-/// The direction of length one along which to differentiate: half of it tells the two gradients apart, or follows them where
-/// they agree; the other half is spread over all entries, and sees what both lack.
-pub fn direction(given: &[f64], ours: &[f64]) -> Vec<f64> {
-    let apart: Vec<f64> = match Apart::new(given, ours).agree() {
-        true => ours.to_vec(),
-        false => given.iter().zip(ours).map(|(g, o)| g - o).collect(),
-    };
-    let telling = [&apart[..], ours]
-        .into_iter()
-        .find(|x| finite(x) && norm(x) > 0.0);
-    let telling: Vec<f64> = match telling {
-        Some(x) => x.iter().map(|n| n / norm(x)).collect(),
-        None => vec![0.0; ours.len()],
-    };
-    let each = (ours.len() as f64).sqrt().recip();
-    // Fibonacci hashing gives every entry a sign.
-    let sign = |i: usize| match (i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 63 {
-        0 => each,
-        _ => -each,
-    };
-    let both: Vec<f64> = telling
-        .iter()
-        .enumerate()
-        .map(|(i, x)| x + sign(i))
-        .collect();
-    let length = norm(&both);
-    match length > SIDE {
-        true => both.iter().map(|x| x / length).collect(),
-        // The two halves cancel.
-        false => telling,
+    /// The direction of length one along which to differentiate: half of it tells the two gradients apart, or follows them
+    /// where they agree; the other half is spread over all entries, and sees what both lack.
+    pub fn direction(&self, given: &[f64], ours: &[f64]) -> Vec<f64> {
+        let telling: Vec<f64> = match self.agree() {
+            true => ours.to_vec(),
+            false => given.iter().zip(ours).map(|(g, o)| g - o).collect(),
+        };
+        let telling = [&telling[..], ours]
+            .into_iter()
+            .map(|x| (x, norm(x)))
+            .find(|(_, length)| length.is_finite() && *length > 0.0);
+        let telling: Vec<f64> = match telling {
+            Some((x, length)) => x.iter().map(|n| n / length).collect(),
+            None => vec![0.0; ours.len()],
+        };
+        let each = (ours.len() as f64).sqrt().recip();
+        // Fibonacci hashing gives every entry a sign.
+        let sign = |i: usize| match (i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 63 {
+            0 => each,
+            _ => -each,
+        };
+        let both = telling.iter().enumerate().map(|(i, x)| x + sign(i));
+        let both: Vec<f64> = both.collect();
+        let length = norm(&both);
+        match length > SIDE {
+            true => both.iter().map(|x| x / length).collect(),
+            // The two halves cancel.
+            false => telling,
+        }
     }
-}
 
-impl Verdict {
-    /// What the slope of the loss along a direction says.
-    pub fn new(given: &[f64], ours: &[f64], direction: &[f64], slope: Slope) -> Self {
-        let scale = largest(
-            [norm(given), norm(ours)]
-                .into_iter()
-                .filter(|n| n.is_finite()),
-        );
+    /// What the slope of the loss along a direction says of the two gradients.
+    pub fn verdict(&self, given: &[f64], ours: &[f64], direction: &[f64], slope: Slope) -> Verdict {
+        let scale = match self.zero {
+            true => 0.0,
+            false => largest(
+                [norm(given), norm(ours)]
+                    .into_iter()
+                    .filter(|n| n.is_finite()),
+            ),
+        };
         let (along_given, along_ours) = (dot(given, direction), dot(ours, direction));
         let off = |along: f64| (slope.value - along).abs();
-        if Apart::new(given, ours).agree() {
-            return match off(along_ours) <= NEAR * scale + 3.0 * slope.error {
-                // An error that large would let anything pass.
-                true if scale > 0.0 && slope.error > VAGUE * scale => Verdict::Unclear,
+        let error = 3.0 * slope.error;
+        if self.agree() {
+            return match off(along_ours) <= NEAR * scale + error {
+                // With such an error anything would do.
+                true if scale > 0.0 && error > VAGUE * scale => Verdict::Unclear,
                 true => Verdict::Both,
                 false if slope.value.is_finite() => Verdict::Neither,
                 false => Verdict::Unclear,
             };
         }
         let gap = (along_given - along_ours).abs();
-        let near = match gap.is_finite() {
-            true => SIDE * gap,
-            false => NEAR * scale,
+        // Where one is not finite, any slope tells them apart.
+        let side = if gap.is_finite() {
+            SIDE * gap
+        } else {
+            VAGUE * scale
         };
-        if !slope.value.is_finite() || !(3.0 * slope.error <= near) {
+        if !slope.value.is_finite() || error.is_nan() || error > side {
             return Verdict::Unclear;
         }
+        let near = (NEAR * scale + error).min(side);
         match (off(along_given) <= near, off(along_ours) <= near) {
             (true, _) => Verdict::Given,
             (_, true) => Verdict::Ours,
@@ -163,10 +184,11 @@ mod tests {
     const TRUE: [f64; 4] = [1.0, -2.0, 0.5, 0.0];
 
     fn verdict(given: &[f64], ours: &[f64], error: f64) -> Verdict {
-        let direction = direction(given, ours);
+        let apart = Apart::new(given, ours, 1e-10);
+        let direction = apart.direction(given, ours);
         assert!((norm(&direction) - 1.0).abs() < 1e-12);
         let value = dot(&TRUE, &direction);
-        Verdict::new(given, ours, &direction, Slope { value, error })
+        apart.verdict(given, ours, &direction, Slope { value, error })
     }
 
     #[test]
@@ -187,20 +209,21 @@ mod tests {
 
     #[test]
     fn a_factor_is_told_from_another_direction() {
-        let half = Apart::new(&TRUE.map(|x| 0.5 * x), &TRUE);
+        let apart = |given: &[f64], ours: &[f64]| Apart::new(given, ours, 1e-10);
+        let half = apart(&TRUE.map(|x| 0.5 * x), &TRUE);
         assert_eq!(
             (half.difference, half.factor, half.rest),
             (0.5, Some(0.5), 0.0)
         );
-        let flipped = Apart::new(&TRUE.map(|x| -x), &TRUE);
+        let flipped = apart(&TRUE.map(|x| -x), &TRUE);
         assert_eq!((flipped.difference, flipped.factor), (2.0, Some(-1.0)));
-        let zeroed = Apart::new(&[0.0; 4], &TRUE);
+        let zeroed = apart(&[0.0; 4], &TRUE);
         assert_eq!((zeroed.difference, zeroed.factor), (1.0, Some(0.0)));
-        let turned = Apart::new(&[0.0, 0.0, 0.0, 1.0], &TRUE);
+        let turned = apart(&[0.0, 0.0, 0.0, 1.0], &TRUE);
         assert_eq!((turned.factor, turned.rest), (Some(0.0), 1.0));
-        assert_eq!(Apart::new(&TRUE, &[0.0; 4]).factor, None);
-        assert!(!Apart::new(&[f64::NAN, 0.0, 0.0, 0.0], &TRUE).agree());
-        let none = Apart::new(&[0.0; 4], &[0.0; 4]);
-        assert!(none.zero && none.agree());
+        assert_eq!(apart(&TRUE, &[0.0; 4]).factor, None);
+        assert!(!apart(&[f64::NAN, 0.0, 0.0, 0.0], &TRUE).agree());
+        let rounded = apart(&[1e-12, 0.0, 0.0, 0.0], &[0.0, 1e-12, 0.0, 0.0]);
+        assert!(rounded.zero && rounded.agree());
     }
 }

@@ -18,25 +18,25 @@ pub fn text(figures: &Figures) -> String {
     if !wrong.is_empty() {
         text.push_str(&format!("\n{}\n\n", table(&wrong)));
     }
-    let agree = figures.gradients.iter().filter(|g| g.apart.agree());
+    let agree = || figures.gradients.iter().filter(|g| g.apart.agree());
+    let judged = |verdict| agree().filter(|g| g.verdict == verdict).count() as u64;
     text.push_str(&format!(
-        "{} of {} gradients agree with ours within {AGREE:.0e}\n",
-        count(agree.clone().count() as u64),
+        "{} of {} gradients agree with ours within {AGREE:.0e} and with finite differences\n",
+        count(judged(Verdict::Both)),
         count(figures.gradients.len() as u64)
     ));
-    let confirmed = figures
-        .gradients
-        .iter()
-        .filter(|g| g.verdict == Verdict::Both);
-    text.push_str(&format!(
-        "{} of them agree with finite differences\n",
-        count(confirmed.count() as u64)
-    ));
-    let zero = agree.filter(|g| g.apart.zero).count();
+    let unclear = judged(Verdict::Unclear);
+    if unclear > 0 {
+        text.push_str(&format!(
+            "{} agree with ours, and are too small, or the loss too uneven, for finite differences\n",
+            count(unclear)
+        ));
+    }
+    let zero = agree().filter(|g| g.apart.zero).count() as u64;
     if zero > 0 {
         text.push_str(&format!(
-            "{} of them are zero, as any multiple would be: with other values (--weights, --adapter) more is tested\n",
-            count(zero as u64)
+            "{} of them are zero, as any multiple would be: other values (--weights, --adapter) say more\n",
+            count(zero)
         ));
     }
     text
@@ -47,7 +47,7 @@ fn table(wrong: &[&Checked]) -> String {
     // The width of the terminal must not show in the output.
     let preset = table.load_preset(presets::NOTHING);
     preset.set_content_arrangement(ContentArrangement::Disabled);
-    table.set_header(["gradient of", "difference", "is ours", "finite differences"]);
+    table.set_header(["gradient of", "difference", "of ours", "finite differences"]);
     for gradient in wrong {
         let apart = &gradient.apart;
         let factor = match apart.factor {
