@@ -147,6 +147,9 @@ fn a_wrong_gradient_is_named_with_its_factor() {
     }
 }
 
+/// A tensor of a file: its name, type, shape and bytes.
+type Tensor<'a> = (&'a str, &'a str, &'a [usize], Vec<u8>);
+
 /// Little-endian bytes of token ids.
 fn ids(count: i64) -> Vec<u8> {
     (0..count).flat_map(|n| (n % 64).to_le_bytes()).collect()
@@ -158,7 +161,7 @@ fn inputs_that_do_not_fit_are_named() {
     let model = example(LLAMA_JOINT);
     let args = check(&model, "batch.safetensors");
     let mask = vec![1; 16];
-    let whole: [(&str, &str, &[usize], Vec<u8>); 3] = [
+    let whole: [Tensor; 3] = [
         ("input_ids", "I64", &[2, 8], ids(16)),
         ("input::attention_mask", "BOOL", &[2, 8], mask),
         ("input.labels", "I32", &[2, 8], vec![0; 64]),
@@ -166,7 +169,7 @@ fn inputs_that_do_not_fit_are_named() {
     let write = |tensors: &[_]| safetensors(&job.path("batch.safetensors"), tensors);
     write(&whole);
     done(&job, &args);
-    let cases: [((&str, &str, &[usize], Vec<u8>), &str); 4] = [
+    let cases: [(Tensor, &str); 4] = [
         (
             ("other", "I64", &[1], ids(1)),
             "there is no input labels; the file has input::attention_mask, input_ids, other",
