@@ -13,7 +13,7 @@
 //! rounding is far below what a wrong formula changes, and finite differences mean something.
 
 use crate::convert_precision::widen;
-use crate::differentiate::backward;
+use crate::differentiate::{backward, part_losses};
 use crate::pass::{Changed, Pass, PassCx, PassError, PassKind};
 use lorafa_ir::{Graph, OutputKind, ValueId};
 use std::sync::Arc;
@@ -41,18 +41,21 @@ impl Pass for CompareGradients {
                 _ => None,
             })
             .collect();
-        let Some(loss) = graph.loss().filter(|_| !trained.is_empty()) else {
+        if trained.is_empty() {
             return Err(PassError::Refused(
                 "the model is a forward graph: it has no gradients to compare. Give a training graph, whose outputs are \
                  the loss and `grad::<parameter>`"
                     .into(),
             ));
-        };
-        let loss = loss.value;
+        }
         let mut patch = graph.patch("compare-gradients");
         // They tell of layers' inputs by values, which may change now, and nothing asks any more.
         patch.retain_adapters(|_| false);
         widen(&mut patch)?;
+        part_losses(&mut patch)?;
+        let Some(loss) = patch.graph().loss().map(|loss| loss.value) else {
+            return Err(PassError::Refused("the model has no loss".into()));
+        };
         let gradients = backward(&mut patch, loss, &trained)?;
         let mut without = Vec::new();
         for param in trained {

@@ -84,7 +84,10 @@ pub const REFINE: Stage = &[
 pub const UPDATE: Stage = &[&attach_optimizer::AttachOptimizer];
 
 /// What puts our own gradients beside those of a training graph, after [`PREPARE`]: to compare, not to train.
-pub const COMPARE: Stage = &[&compare_gradients::CompareGradients];
+pub const COMPARE: Stage = &[
+    &compare_gradients::CompareGradients,
+    &eliminate_dead_code::EliminateDeadCode,
+];
 
 /// The stages after [`PREPARE`] that every method shares. What a training graph brings of a backward pass reads the parts
 /// of what would be fused, and needs no gradient of the whole.
