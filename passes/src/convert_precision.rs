@@ -19,7 +19,7 @@ mod mixed;
 mod uniform;
 
 use crate::pass::{Changed, Pass, PassCx, PassError, PassKind};
-use lorafa_ir::{Adapter, DType, Graph, Patch, Region};
+use lorafa_ir::{Adapter, DType, Graph, Patch, PatchError, Region};
 use std::collections::BTreeMap;
 
 /// See the module.
@@ -72,6 +72,14 @@ impl Pass for ConvertPrecision {
         cx.note(format_args!("{main} to {target}"));
         Ok(Changed::from_count(changes))
     }
+}
+
+/// Gives every float tensor the type f64.
+pub(crate) fn widen(patch: &mut Patch<'_>) -> Result<(), PatchError> {
+    let floats = [DType::F32, DType::BF16, DType::F16];
+    floats
+        .into_iter()
+        .try_for_each(|from| uniform::convert(patch, from, DType::F64))
 }
 
 /// Whether an f32 model is to be trained in 16 bits.

@@ -22,7 +22,7 @@
 
 use crate::pass::{Changed, Method, Pass, PassCx, PassError, PassKind, in_module};
 use lorafa_ir::grad::Gradient;
-use lorafa_ir::ops::Role;
+use lorafa_ir::ops::{LinearCrossEntropy, Op, Role};
 use lorafa_ir::outputs::GRADIENT;
 use lorafa_ir::text::OpDisplay;
 use lorafa_ir::{
@@ -46,6 +46,7 @@ impl Pass for Differentiate {
     }
 
     fn run(&self, graph: &mut Graph, cx: &mut PassCx) -> Result<Changed, PassError> {
+        part_losses(&mut graph.patch("part-losses"))?;
         let Some(loss) = graph.loss().map(|o| o.value) else {
             return Err(PassError::Refused(
                 "the model has no loss to differentiate".into(),
@@ -130,8 +131,28 @@ fn keep_loss(patch: &mut Patch<'_>, loss: ValueId) {
     patch.output(LOSS, loss, OutputKind::Loss);
 }
 
-/// Builds the backward pass; afterwards the table holds the gradients of parameters.
-fn backward(
+/// Computes a loss alone where a graph computes it with its gradient, as a training graph does that we wrote: only that can be
+/// differentiated.
+pub(crate) fn part_losses(patch: &mut Patch<'_>) -> Result<(), PatchError> {
+    let ops = patch.graph().ops();
+    let joint: Vec<(OpId, LinearCrossEntropy)> = ops
+        .filter_map(|op| match op.kind {
+            Op::LinearCrossEntropyGrad(joint) => Some((op.id, joint.of)),
+            _ => None,
+        })
+        .collect();
+    for (id, loss) in joint {
+        let op = patch.graph().op(id);
+        let (operands, old) = (op.operands.clone(), op.results[1]);
+        let new = patch.at(id).add1(loss.into(), &operands)?;
+        patch.replace(old, new)?;
+    }
+    Ok(())
+}
+
+/// Builds the backward pass; afterwards the table holds the gradients of parameters. What the loss does not need, another
+/// backward pass for instance, is left alone.
+pub(crate) fn backward(
     patch: &mut Patch<'_>,
     loss: ValueId,
     trained: &[ValueId],

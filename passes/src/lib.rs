@@ -8,6 +8,7 @@ pub mod attach_loss;
 pub mod attach_optimizer;
 pub mod bind_dims;
 pub mod canonicalize;
+pub mod compare_gradients;
 pub mod convert_precision;
 pub mod differentiate;
 pub mod eliminate_common_subexpressions;

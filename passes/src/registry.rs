@@ -2,11 +2,11 @@
 
 use crate::pass::{Method, Pass};
 use crate::{
-    attach_loss, attach_optimizer, bind_dims, canonicalize, convert_precision, differentiate,
-    eliminate_common_subexpressions, eliminate_dead_code, find_gradients, find_lora, find_training,
-    fold_constants, freeze_lora_a, fuse_activations, fuse_attention, fuse_cross_entropy, fuse_loss,
-    fuse_norms, fuse_products, fuse_rotary, inject_lora, mask_relu, pack_frozen, redraw_masks,
-    rematerialize, simplify_lora, unmerge_lora,
+    attach_loss, attach_optimizer, bind_dims, canonicalize, compare_gradients, convert_precision,
+    differentiate, eliminate_common_subexpressions, eliminate_dead_code, find_gradients, find_lora,
+    find_training, fold_constants, freeze_lora_a, fuse_activations, fuse_attention,
+    fuse_cross_entropy, fuse_loss, fuse_norms, fuse_products, fuse_rotary, inject_lora, mask_relu,
+    pack_frozen, redraw_masks, rematerialize, simplify_lora, unmerge_lora,
 };
 use lorafa_ir::Graph;
 
@@ -83,6 +83,12 @@ pub const REFINE: Stage = &[
 /// when what reads them has run.
 pub const UPDATE: Stage = &[&attach_optimizer::AttachOptimizer];
 
+/// What puts our own gradients beside those of a training graph, after [`PREPARE`]: to compare, not to train.
+pub const COMPARE: Stage = &[
+    &compare_gradients::CompareGradients,
+    &eliminate_dead_code::EliminateDeadCode,
+];
+
 /// The stages after [`PREPARE`] that every method shares. What a training graph brings of a backward pass reads the parts
 /// of what would be fused, and needs no gradient of the whole.
 pub fn shared(graph: &Graph) -> &'static [Stage] {
@@ -121,7 +127,7 @@ pub fn fusions() -> impl Iterator<Item = &'static dyn Pass> {
 /// Every pass once, in pipeline order.
 pub fn all() -> Vec<&'static dyn Pass> {
     let mut passes: Vec<&'static dyn Pass> = Vec::new();
-    for pass in [PREPARE, FUSE, TRAIN, FREEZE, REFINE, UPDATE].concat() {
+    for pass in [PREPARE, FUSE, TRAIN, FREEZE, REFINE, UPDATE, COMPARE].concat() {
         if passes.iter().all(|p| p.name() != pass.name()) {
             passes.push(pass);
         }

@@ -4,7 +4,9 @@ mod passes;
 mod run;
 
 pub use passes::PassArgs;
-pub use run::{BenchArgs, DataArgs, DecayArg, HeldOut, MachineArgs, RunArgs, TrainArgs};
+pub use run::{
+    BenchArgs, CheckArgs, DataArgs, DecayArg, HeldOut, MachineArgs, RunArgs, TrainArgs, WeightArgs,
+};
 
 use crate::optimizer::OptimizerArgs;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -26,7 +28,7 @@ use std::path::PathBuf;
     version,
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
-    after_help = "Exit status: 0 done; 2 not done, with one message on standard error and nothing written; 3 the step does \
+    after_help = "Exit status: 0 done; 1 `check` found wrong gradients; 2 not done, with one message on standard error and nothing written; 3 the step does \
                   not fit into the device's memory; 130 training was interrupted and saved."
 )]
 pub struct Cli {
@@ -48,6 +50,12 @@ pub enum Command {
     Train(Box<TrainArgs>),
     /// Run steps through libtorch, and say what they take beside what was planned.
     Bench(Box<BenchArgs>),
+    /// Compare the gradients of a training graph with our own and with finite differences.
+    ///
+    /// Takes a training graph made by another program, whose outputs are the loss and
+    /// `grad::<parameter>`, differentiates its forward pass anew, and runs both on one batch, in f64.
+    /// Exit status 1 if a gradient is wrong.
+    Check(Box<CheckArgs>),
 }
 
 /// `lorafa-opt MODEL`.

@@ -100,9 +100,14 @@ pub fn bench(args: &BenchArgs, out: &mut dyn Write) -> Result<(), Error> {
     let store = ExternalStore::new(model.folder());
     if !args.random_weights {
         let checkpoint = opened.checkpoint.as_deref();
-        weights::bind(&mut single.step.graph, &args.machine, checkpoint, &store)?;
+        weights::bind(
+            &mut single.step.graph,
+            &args.machine.weights,
+            checkpoint,
+            &store,
+        )?;
     }
-    let device = machine::open(&args.machine)?;
+    let device = machine::open(&args.machine.device)?;
     let fits = machine::check_fits(&args.machine, device, model, training, &single);
     let measured = match fits.and_then(|()| measure(args, &single, &spec, &store, device)) {
         Err(error) if error.is_out_of_memory() && args.json.is_some() => None,

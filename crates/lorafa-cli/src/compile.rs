@@ -6,7 +6,7 @@ use crate::dims::{self, Dims};
 use crate::error::Error;
 use crate::optimizer::OptimizerArg;
 use lorafa_ir::ops::Role;
-use lorafa_ir::{Adapter, DType, Graph, ValueId};
+use lorafa_ir::{Adapter, Bindings, DType, Graph, ValueId};
 use lorafa_onnx::file::ModelFile;
 use lorafa_onnx::import::import;
 use lorafa_passes::attach_loss::{self, LossKind};
@@ -240,6 +240,38 @@ fn given(
         warnings: cx.warnings,
         notes,
     })
+}
+
+/// An imported training graph, bound, with whose its gradients are.
+///
+/// # Errors
+///
+/// What a pass refuses.
+pub fn given_gradients(mut graph: Graph, bindings: Bindings) -> Result<Graph, Error> {
+    let mut cx = PassCx::new(Options {
+        bindings,
+        ..Options::default()
+    });
+    // Which method a graph's gradients are for, its adapters say, which all passes but the last find.
+    let (find_adapters, find_gradients) = registry::PREPARE.split_at(registry::PREPARE.len() - 1);
+    run(find_adapters, &mut graph, &mut cx)?;
+    if graph.adapters().is_empty() {
+        cx.options.method = Method::Full;
+    }
+    run(find_gradients, &mut graph, &mut cx)?;
+    Ok(graph)
+}
+
+/// A training graph that computes our own gradients beside its own, in f64, with a plan to run it by.
+///
+/// # Errors
+///
+/// A graph without gradients, or one that cannot be differentiated.
+pub fn with_own_gradients(mut graph: Graph) -> Result<(Graph, Plan), Error> {
+    let mut cx = PassCx::new(Options::default());
+    run(registry::COMPARE, &mut graph, &mut cx)?;
+    let plan = lorafa_plan::plan(&graph)?;
+    Ok((graph, plan))
 }
 
 /// A model compiled for one method.

@@ -41,6 +41,14 @@ pub enum Error {
     /// The plan does not fit into the device's free memory.
     #[error("{0}")]
     DoesNotFit(String),
+    /// Gradients that are not those of the loss; which, has been said.
+    #[error("{wrong} of {of} gradients are wrong")]
+    Wrong {
+        /// How many.
+        wrong: usize,
+        /// Of how many.
+        of: usize,
+    },
     /// Ctrl-C: what was done is saved.
     #[error("{0}")]
     Interrupted(String),
@@ -88,6 +96,7 @@ impl Error {
     pub fn status(&self) -> u8 {
         match self {
             error if error.is_out_of_memory() => 3,
+            Error::Wrong { .. } => 1,
             Error::Interrupted(_) => INTERRUPTED,
             _ => 2,
         }

@@ -8,7 +8,7 @@
 //! | [`compile`] | the main job: model file → three training steps with plans |
 //! | [`output`] | the written files |
 //! | [`report`], [`json`] | the report, for people and for programs |
-//! | `train`, `bench` | what runs a step, with the feature `torch`; `machine` and `weights` are what both begin with |
+//! | `train`, `bench`, `check` | what runs a step, with the feature `torch`; `machine` and `weights` are what they begin with |
 //! | `watch`, `metrics` | what is seen of a run: the progress bar and the log |
 //!
 //! Nothing but this crate prints.
@@ -17,6 +17,8 @@ pub mod args;
 pub mod artifacts;
 #[cfg(feature = "torch")]
 mod bench;
+#[cfg(feature = "torch")]
+mod check;
 pub mod compile;
 pub mod dims;
 pub mod error;
@@ -47,7 +49,7 @@ use std::path::Path;
 
 /// What to do about a command that takes libtorch.
 #[cfg(not(feature = "torch"))]
-const WITHOUT_TORCH: &str = "this lorafa-opt was built without libtorch, which `train` and `bench` run on. In a clone of the \
+const WITHOUT_TORCH: &str = "this lorafa-opt was built without libtorch, which `train`, `bench` and `check` run on. In a clone of the \
                              project: export LIBTORCH=\"$(crates/lorafa-exec/setup.sh)\" (545 MB, once), then \
                              cargo install --path crates/lorafa-cli --features torch";
 
@@ -64,8 +66,12 @@ pub fn run(cli: &Cli, out: &mut dyn Write) -> Result<(), Error> {
         (Some(Command::Train(args)), _) => train::train(args, out),
         #[cfg(feature = "torch")]
         (Some(Command::Bench(args)), _) => bench::bench(args, out),
+        #[cfg(feature = "torch")]
+        (Some(Command::Check(args)), _) => check::check(args, out),
         #[cfg(not(feature = "torch"))]
-        (Some(Command::Train(_) | Command::Bench(_)), _) => Err(Error::Args(WITHOUT_TORCH.into())),
+        (Some(Command::Train(_) | Command::Bench(_) | Command::Check(_)), _) => {
+            Err(Error::Args(WITHOUT_TORCH.into()))
+        }
         (None, Some(model)) => main_job(model, &cli.compile, out),
         (None, None) => Err(Error::Args("give a model; see --help".into())),
     }

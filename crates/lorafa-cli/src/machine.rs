@@ -12,8 +12,8 @@ use lorafa_onnx::file::ModelFile;
 /// # Errors
 ///
 /// No such device, or libtorch cannot use it.
-pub fn open(args: &MachineArgs) -> Result<OpenDevice, Error> {
-    let device: Device = args.device.parse()?;
+pub fn open(device: &str) -> Result<OpenDevice, Error> {
+    let device: Device = device.parse()?;
     Ok(device.open()?)
 }
 

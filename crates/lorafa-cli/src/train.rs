@@ -48,8 +48,13 @@ pub fn train(args: &TrainArgs, out: &mut dyn Write) -> Result<(), Error> {
     let step_digest = digest(&single.step.graph);
     let store = ExternalStore::new(model.folder());
     let checkpoint = opened.checkpoint.as_deref();
-    let bound = weights::bind(&mut single.step.graph, &args.machine, checkpoint, &store)?;
-    let device = machine::open(&args.machine)?;
+    let bound = weights::bind(
+        &mut single.step.graph,
+        &args.machine.weights,
+        checkpoint,
+        &store,
+    )?;
+    let device = machine::open(&args.machine.device)?;
     machine::check_fits(&args.machine, device, model, training, &single)?;
     let (train, eval) = data(&args.data, &spec, args.run.seed)?;
     let plan = &single.step.plan;
@@ -286,7 +291,12 @@ pub(crate) fn task(loss: LossKind) -> Task {
 
 /// What adapters say of themselves.
 fn info(args: &TrainArgs, task: Task) -> peft::Info<'_> {
-    let weights = args.machine.weights.as_deref().and_then(Path::to_str);
+    let weights = args
+        .machine
+        .weights
+        .weights
+        .as_deref()
+        .and_then(Path::to_str);
     peft::Info {
         base_model: args.base_model.as_deref().or(weights),
         loss: Some(match task {

@@ -1,6 +1,6 @@
 //! The weights that a step begins with.
 
-use crate::args::MachineArgs;
+use crate::args::WeightArgs;
 use crate::error::Error;
 use lorafa_ir::Graph;
 use lorafa_onnx::external::ExternalStore;
@@ -16,7 +16,7 @@ use std::path::Path;
 /// Files that cannot be read; every weight that is missing or has the wrong shape, in one message.
 pub fn bind(
     graph: &mut Graph,
-    args: &MachineArgs,
+    args: &WeightArgs,
     checkpoint: Option<&Path>,
     store: &ExternalStore,
 ) -> Result<Option<String>, Error> {

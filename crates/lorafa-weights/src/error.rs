@@ -60,6 +60,12 @@ pub enum FileProblem {
         /// What the file looks like.
         hint: &'static str,
     },
+    /// A checkpoint of onnxruntime-training that is cut off or damaged.
+    #[error("not a whole checkpoint of onnxruntime-training; copy it again ({0})")]
+    OrtDamaged(flatbuffers::InvalidFlatbuffer),
+    /// A checkpoint of onnxruntime-training without the values that are needed.
+    #[error("not a checkpoint of onnxruntime-training that can be read: {0}")]
+    OrtCheckpoint(String),
     /// Text that is not the JSON it should be.
     #[error("not the JSON that belongs here: {0}")]
     Json(serde_json::Error),

@@ -1,4 +1,4 @@
-//! Weights in safetensors files: Hugging Face checkpoints in, PEFT adapters and merged models out.
+//! Weights in files: checkpoints of Hugging Face and onnxruntime-training in, PEFT adapters and merged models out.
 //!
 //! ```text
 //! model folder ──Shards::open──▶ Shards ──bind──────▶ Graph ──training──▶ Values ──peft::write──▶ adapter folder
@@ -10,7 +10,7 @@
 //!
 //! | to | go to |
 //! |---|---|
-//! | open a checkpoint | [`shards`] |
+//! | open a checkpoint | [`shards`]; onnxruntime-training's format is in `ort_checkpoint.rs` |
 //! | know how names are matched, or handle another spelling | [`mod@bind`], [`names`] |
 //! | read or write adapters, or one more field of their configuration | [`peft`] |
 //! | write a model with its adapters merged | [`merge`] |
@@ -38,6 +38,7 @@ mod dtype;
 pub mod error;
 pub mod merge;
 pub mod names;
+mod ort_checkpoint;
 pub mod peft;
 pub mod safetensors_file;
 pub mod shards;

@@ -48,7 +48,7 @@ pub fn plain(name: &str) -> String {
     parts.join(".")
 }
 
-/// Whether a parameter belongs to an adapter and to no checkpoint of a model.
+/// Whether a parameter belongs to an adapter, and to no checkpoint but that of the whole adapted model.
 pub(crate) fn is_adapter(name: &str) -> bool {
     name.contains(".lora_")
 }

@@ -1,7 +1,11 @@
-//! A model's weights as Hugging Face keeps them: one safetensors file, or several with an index.
+//! A model's weights as they are kept: one safetensors file, or several with an index, as Hugging Face has them; or a
+//! checkpoint of onnxruntime-training.
 
+use crate::dtype::from_file;
 use crate::error::{FileProblem, WeightsError};
+use crate::ort_checkpoint;
 use bytes::Bytes;
+use lorafa_ir::DType;
 use lorafa_onnx::map::map_file;
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
@@ -33,6 +37,16 @@ pub struct Tensor {
     pub bytes: Bytes,
     /// The file's name.
     pub file: Arc<str>,
+    /// Whether it trained where it was saved; `None` where the format does not say.
+    pub requires_grad: Option<bool>,
+}
+
+impl Tensor {
+    /// The IR's element type for the file's, if it has one.
+    #[must_use]
+    pub fn ir_dtype(&self) -> Option<DType> {
+        from_file(self.dtype)
+    }
 }
 
 /// The tensors of a checkpoint, by name, memory-mapped.
@@ -60,7 +74,8 @@ struct Config {
 
 impl Shards {
     /// Opens a checkpoint: a safetensors file, or a folder with `model.safetensors`, with
-    /// `model.safetensors.index.json` and the files that it names, or with any other `*.safetensors`.
+    /// `model.safetensors.index.json` and the files that it names, or with any other `*.safetensors`; or the file in which
+    /// onnxruntime-training keeps parameters.
     ///
     /// # Errors
     ///
@@ -159,30 +174,12 @@ impl Shards {
     }
 
     fn add(&mut self, path: &Path) -> Result<(), WeightsError> {
-        let there = fs::metadata(path).map_err(|error| no_file(path, error))?;
-        // Before opening: opening a pipe waits for a writer.
-        if !there.is_file() {
-            return Err(problem(path, FileProblem::NotAFile));
-        }
-        let map = File::open(path).and_then(|file| map_file(&file));
-        let map = map.map_err(|error| no_file(path, error))?;
-        let header = SafeTensors::read_metadata(&map);
-        let (length, header) = header.map_err(|error| {
-            let hint = hint(path, &map);
-            problem(path, FileProblem::Header { error, hint })
-        })?;
-        let file: Arc<str> = file_name(path).into();
-        let data = map.slice(size_of::<u64>() + length..);
-        for name in header.offset_keys() {
-            let Some(info) = header.info(&name) else {
-                continue;
-            };
-            let tensor = Tensor {
-                dtype: info.dtype,
-                shape: info.shape.iter().map(|n| *n as u64).collect(),
-                bytes: data.slice(info.data_offsets.0..info.data_offsets.1),
-                file: file.clone(),
-            };
+        let map = map(path)?;
+        let tensors = match ort_checkpoint::is(&map) {
+            true => ort_checkpoint::read(path, &map)?,
+            false => read_safetensors(path, &map)?,
+        };
+        for (name, tensor) in tensors {
             if let Some(other) = self.tensors.insert(name.clone(), tensor) {
                 let other = other.file.to_string();
                 return Err(problem(path, FileProblem::Twice { name, other }));
@@ -190,6 +187,40 @@ impl Shards {
         }
         Ok(())
     }
+}
+
+/// Maps a file.
+pub(crate) fn map(path: &Path) -> Result<Bytes, WeightsError> {
+    let there = fs::metadata(path).map_err(|error| no_file(path, error))?;
+    // Before opening: opening a pipe waits for a writer.
+    if !there.is_file() {
+        return Err(problem(path, FileProblem::NotAFile));
+    }
+    let map = File::open(path).and_then(|file| map_file(&file));
+    map.map_err(|error| no_file(path, error))
+}
+
+fn read_safetensors(path: &Path, map: &Bytes) -> Result<Vec<(String, Tensor)>, WeightsError> {
+    let header = SafeTensors::read_metadata(map);
+    let (length, header) = header.map_err(|error| {
+        let hint = hint(path, map);
+        problem(path, FileProblem::Header { error, hint })
+    })?;
+    let file: Arc<str> = file_name(path).into();
+    let data = map.slice(size_of::<u64>() + length..);
+    let names = header.offset_keys().into_iter();
+    let tensors = names.filter_map(|name| {
+        let info = header.info(&name)?;
+        let tensor = Tensor {
+            dtype: info.dtype,
+            shape: info.shape.iter().map(|n| *n as u64).collect(),
+            bytes: data.slice(info.data_offsets.0..info.data_offsets.1),
+            file: file.clone(),
+            requires_grad: None,
+        };
+        Some((name, tensor))
+    });
+    Ok(tensors.collect())
 }
 
 /// Every safetensors file of a folder that has neither of the usual names.
@@ -245,7 +276,7 @@ fn no_file(path: &Path, error: io::Error) -> WeightsError {
     problem(path, kind)
 }
 
-fn file_name(path: &Path) -> String {
+pub(crate) fn file_name(path: &Path) -> String {
     let name = path.file_name().unwrap_or(path.as_os_str());
     name.to_string_lossy().into_owned()
 }

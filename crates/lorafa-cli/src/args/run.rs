@@ -1,4 +1,4 @@
-//! `lorafa-opt train` and `lorafa-opt bench`: what runs a step.
+//! `lorafa-opt train`, `bench` and `check`: what runs a step.
 
 use super::{TrainingArgs, size};
 use clap::{Args, ValueEnum};
@@ -158,14 +158,9 @@ pub struct MachineArgs {
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub device: String,
 
-    /// Hugging Face weights: a folder with `*.safetensors`, or one such file [default: the
-    /// model's own].
-    #[arg(long, value_name = "DIR")]
-    pub weights: Option<PathBuf>,
-
-    /// A PEFT adapter folder to begin with.
-    #[arg(long, value_name = "DIR")]
-    pub adapter: Option<PathBuf>,
+    /// What the weights are.
+    #[command(flatten)]
+    pub weights: WeightArgs,
 
     /// Memory to leave free for what is not planned.
     #[arg(long, value_name = "SIZE", default_value = "0", value_parser = size)]
@@ -182,6 +177,45 @@ pub struct MachineArgs {
     /// Stop at the first op that makes a NaN or an infinity, and name it. Slow.
     #[arg(long, conflicts_with = "check_memory")]
     pub check_finite: bool,
+}
+
+/// The weights that a step begins with.
+#[derive(Debug, Args)]
+pub struct WeightArgs {
+    /// Hugging Face weights, a folder with `*.safetensors` or one such file; or the `checkpoint` of
+    /// onnxruntime-training [default: the model's own].
+    #[arg(long, value_name = "PATH")]
+    pub weights: Option<PathBuf>,
+
+    /// A PEFT adapter folder to begin with.
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+}
+
+/// `lorafa-opt check MODEL`.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// The training graph, whose outputs are the loss and `grad::<parameter>` or `<parameter>_grad`; or a folder of
+    /// onnxruntime-training's artifacts.
+    #[arg(value_name = "MODEL")]
+    pub model: PathBuf,
+
+    /// A batch: a safetensors file with a tensor for each input of the model, called as the input,
+    /// `input::<name>` or `input.<name>`. Symbolic dimensions are what its shapes say.
+    #[arg(long, value_name = "FILE")]
+    pub inputs: PathBuf,
+
+    /// What the weights are.
+    #[command(flatten)]
+    pub weights: WeightArgs,
+
+    /// `cpu`, or `cuda:0`.
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub device: String,
+
+    /// Write all that was compared as JSON; `-` is standard output, in place of the text.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
 }
 
 #[cfg(feature = "torch")]

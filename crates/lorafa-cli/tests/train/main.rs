@@ -6,6 +6,7 @@ mod checks;
 mod common;
 #[cfg(unix)]
 mod disk;
+mod gradients;
 mod learns;
 mod ort;
 mod refused;

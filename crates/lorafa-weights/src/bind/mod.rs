@@ -2,7 +2,6 @@
 
 mod matching;
 
-use crate::dtype::from_file;
 use crate::error::{TensorProblem, WeightsError};
 use crate::names::{self, Lines};
 use crate::shards::{Shards, Tensor};
@@ -65,7 +64,8 @@ impl Wanted {
 }
 
 /// Gives every weight of `graph`, frozen or trained, the values that `shards` has for it: slices of the map, in the file's
-/// element type. Adapters and constants keep theirs, and so does a classification head that the checkpoint has not.
+/// element type. Constants keep theirs, and so does a classification head that the checkpoint has not; adapters get those
+/// of a checkpoint of the whole adapted model.
 ///
 /// Names match as they are, or after taking one prefix off and putting another on, as for a checkpoint of a model without
 /// its head, if that finds a tensor of its own for every weight. A weight that modules share is found under any of their
@@ -75,7 +75,7 @@ impl Wanted {
 ///
 /// [`WeightsError::Tensors`] with everything that does not fit. The graph is not changed then.
 pub fn bind(graph: &mut Graph, shards: &Shards) -> Result<Bound, WeightsError> {
-    let wanted = wanted(graph);
+    let wanted = wanted(graph, shards);
     let mut problems: Vec<TensorProblem> = names::nameless(graph)
         .into_iter()
         .map(|name| TensorProblem::Nameless { name })
@@ -113,9 +113,10 @@ pub fn bind(graph: &mut Graph, shards: &Shards) -> Result<Bound, WeightsError> {
     Ok(bound)
 }
 
-fn wanted(graph: &Graph) -> Vec<Wanted> {
+fn wanted(graph: &Graph, shards: &Shards) -> Vec<Wanted> {
+    let adapted = shards.iter().any(|(name, _)| names::is_adapter(name));
     let weights = graph.params().filter(|(_, p)| p.is_weight());
-    let weights = weights.filter(|(_, p)| !names::is_adapter(&p.name));
+    let weights = weights.filter(|(_, p)| adapted || !names::is_adapter(&p.name));
     let weights = weights.map(|(value, param)| {
         let mut names = names::aliases(graph, value, &param.name);
         let own = names::plain(&param.name);
@@ -141,7 +142,7 @@ pub(crate) fn fits(
     tensor: &Tensor,
 ) -> Result<DType, TensorProblem> {
     let (name, other) = (name.to_string(), found.to_string());
-    let Some(dtype) = from_file(tensor.dtype) else {
+    let Some(dtype) = tensor.ir_dtype() else {
         return Err(TensorProblem::Quantized {
             name,
             tensor: format!("{other} has type {}", tensor.dtype),

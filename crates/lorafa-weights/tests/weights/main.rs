@@ -5,4 +5,5 @@ mod checkpoints;
 mod common;
 #[path = "../../../lorafa-ir/tests/common/decompose.rs"]
 mod decompose;
+mod ort_checkpoints;
 mod saved;
