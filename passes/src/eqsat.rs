@@ -66,11 +66,14 @@ pub(crate) fn simplify(component: Component) -> Option<Simplified> {
             mixed[at] = new;
         }
     }
-    let stays: Vec<bool> = mixed.iter().zip(&found).map(|(m, f)| std::ptr::eq(*m, f)).collect();
+    let stays: Vec<bool> = mixed
+        .iter()
+        .zip(&found)
+        .map(|(m, f)| std::ptr::eq(*m, f))
+        .collect();
     let rules = stays.iter().zip(found.iter().zip(&chosen));
-    let rules = rules.map(|(stays, (found, chosen))| {
-        (!stays).then(|| rules::chain(&mut terms, found, chosen))
-    });
+    let rules = rules
+        .map(|(stays, (found, chosen))| (!stays).then(|| rules::chain(&mut terms, found, chosen)));
     let rules = rules.collect();
     Some(Simplified {
         plan,

@@ -175,7 +175,9 @@ fn reach(problem: &Problem, usable: &[Vec<bool>], root: usize) -> Vec<bool> {
     let mut work = vec![root];
     while let Some(class) = work.pop() {
         let choices = problem.classes[class].iter().zip(&usable[class]);
-        let needs = choices.filter(|(_, usable)| **usable).map(|(c, _)| &c.needs);
+        let needs = choices
+            .filter(|(_, usable)| **usable)
+            .map(|(c, _)| &c.needs);
         let needs: Vec<usize> = needs.flatten().copied().collect();
         if !needs.is_empty() && !std::mem::replace(&mut reach[class], true) {
             work.extend(needs);
@@ -256,12 +258,7 @@ struct Search<'p> {
 }
 
 impl<'p> Search<'p> {
-    fn new(
-        problem: &'p Problem,
-        usable: &[Vec<bool>],
-        roots: &[usize],
-        free: Vec<bool>,
-    ) -> Self {
+    fn new(problem: &'p Problem, usable: &[Vec<bool>], roots: &[usize], free: Vec<bool>) -> Self {
         let bounds = bounds(problem, usable, &free);
         let mut order = Vec::new();
         for (class, usable) in problem.classes.iter().zip(usable) {

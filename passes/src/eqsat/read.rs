@@ -150,7 +150,8 @@ impl<'g> Rest<'g> {
             work.extend(op.operands.iter().map(|v| graph.value(*v).op));
             let view = op.results.first().is_some_and(|v| root(views, *v) != *v);
             if op.site.region != Region::Forward && !view {
-                rest.kept.extend(op.operands.iter().map(|v| root(views, *v)));
+                rest.kept
+                    .extend(op.operands.iter().map(|v| root(views, *v)));
             }
         }
         rest

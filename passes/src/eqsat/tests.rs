@@ -354,7 +354,11 @@ fn one_at_a_time(problem: &Problem) -> Cost {
         let chosen = extract(&alone).unwrap().chosen.into_iter().enumerate();
         terms.extend(chosen.filter_map(|(class, at)| Some((class, at?))));
     }
-    let choices = || terms.iter().map(|(class, at)| &problem.classes[*class][*at]);
+    let choices = || {
+        terms
+            .iter()
+            .map(|(class, at)| &problem.classes[*class][*at])
+    };
     let kept: std::collections::BTreeSet<usize> = choices().filter_map(|c| c.keeps).collect();
     Cost {
         bytes: kept.iter().map(|at| problem.bytes[*at]).sum(),
