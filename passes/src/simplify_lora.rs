@@ -118,11 +118,16 @@ fn choose(graph: &mut Graph, cx: &mut PassCx, found: &[Found]) -> Result<Vec<boo
             Some(peak) if peak <= lowest => {
                 (*graph, taken, lowest) = (edited, trial, peak);
             }
-            peak => cx.note(format_args!(
+            Some(peak) => cx.note(format_args!(
                 "{}, {} times: would raise the peak by {} bytes",
                 modules(&found[alike[0]].0),
                 alike.len(),
-                peak.map_or(0, |peak| peak - lowest)
+                peak - lowest
+            )),
+            None => cx.note(format_args!(
+                "{}, {} times: cannot be planned",
+                modules(&found[alike[0]].0),
+                alike.len()
             )),
         }
     }

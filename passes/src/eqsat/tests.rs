@@ -1,3 +1,5 @@
+mod joint;
+
 use super::extract::{Choice, Cost, Problem, cost, extract};
 use super::language::{Dims, Kind, Leaf, Source, Tensor, Term, Terms, leaf, terms};
 use super::rules::{RULES, form};
