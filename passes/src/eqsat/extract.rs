@@ -336,16 +336,21 @@ impl<'p> Search<'p> {
 
     /// Whether what a term needs is made of its own class, as chosen so far.
     fn is_cycle(&self, class: usize, choice: &Choice) -> bool {
+        // In order of coming there; few.
         let mut work = choice.needs.clone();
-        let mut seen = vec![false; self.chosen.len()];
-        while let Some(need) = work.pop() {
+        let mut next = 0;
+        while let Some(need) = work.get(next).copied() {
             if need == class {
                 return true;
             }
-            if !std::mem::replace(&mut seen[need], true)
-                && let Some(at) = self.chosen[need]
-            {
-                work.extend(&self.problem.classes[need][at].needs);
+            next += 1;
+            if let Some(at) = self.chosen[need] {
+                let needs = &self.problem.classes[need][at].needs;
+                for need in needs {
+                    if !work.contains(need) {
+                        work.push(*need);
+                    }
+                }
             }
         }
         false

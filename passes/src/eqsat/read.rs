@@ -16,6 +16,9 @@ use lorafa_ir::ops::{Op, Role};
 use lorafa_ir::{Graph, OpId, Region, ValueId};
 use std::collections::{BTreeMap, BTreeSet};
 
+/// Most gradients that are chosen together: a bound for hostile input. Of more, each so many are a component.
+const MAX_TOGETHER: usize = 64;
+
 /// Gradients that are chosen together, as terms.
 pub(crate) struct Component {
     pub(crate) gradients: Vec<Gradient>,
@@ -83,7 +86,15 @@ fn connected(looks: Vec<Look<'_>>) -> Vec<Vec<Look<'_>>> {
     for (at, look) in looks.into_iter().enumerate() {
         joined.entry(first(&groups, at)).or_default().push(look);
     }
-    joined.into_values().collect()
+    let mut components = Vec::new();
+    for mut looks in joined.into_values() {
+        while looks.len() > MAX_TOGETHER {
+            let rest = looks.split_off(MAX_TOGETHER);
+            components.push(std::mem::replace(&mut looks, rest));
+        }
+        components.push(looks);
+    }
+    components
 }
 
 /// What is there whatever becomes of the gradients that are looked at.
