@@ -15,9 +15,10 @@
 //! inner dimension is smaller than the outer ones. Casts, reshapes, dropout and scalings may stand
 //! anywhere between. A and B without PyTorch's names get them.
 //!
-//! A matrix that adapters of two modules read was merged by the exporter, or tied by the model. Forward graphs part again what is
-//! small and whose modules are unknown; where they are known, the importer has parted what was merged. In training graphs
-//! all are parted, and `find-gradients` ties those again that have one gradient.
+//! A matrix that adapters of two modules read was merged by the exporter, or tied by the model. In forward graphs, what is the same
+//! number everywhere was merged, and a B whose numbers are not known; if it is small and its modules are known, the importer has
+//! parted it already. All else is tied. In training graphs all are parted, and `find-gradients` ties those again that
+//! have one gradient.
 //!
 //! DoRA is refused: its scale depends on the weights, which these graphs do not train.
 
@@ -208,7 +209,7 @@ fn record(graph: &mut Graph, matches: Vec<Match>, cx: &mut PassCx) -> Result<Cha
         let module = module(patch.graph(), &hit);
         let mut own = |patch: &mut Patch<'_>, weight: &Weight, which: &str| {
             let name: Arc<str> = format!("{module}.lora_{which}.default.weight").into();
-            let param = known.owned(patch, weight, &name, &module, cx)?;
+            let param = known.owned(patch, weight, (which, &name), &module, cx)?;
             rename(patch, param, name, &mut known.names);
             Ok::<ValueId, PassError>(param)
         };
@@ -250,7 +251,7 @@ impl Known {
         &mut self,
         patch: &mut Patch<'_>,
         weight: &Weight,
-        name: &Arc<str>,
+        (which, name): (&str, &Arc<str>),
         module: &Arc<str>,
         cx: &mut PassCx,
     ) -> Result<ValueId, PassError> {
@@ -270,7 +271,8 @@ impl Known {
             there.is_some_and(|there| there.same_elements(&param) == Some(true))
         };
         let own = taken.filter(|value| equal(value) && !self.owners.contains_key(value));
-        let free = own.is_some() || taken.is_none() && self.was_merged(graph, weight, &param);
+        let merged = || self.was_merged(graph, weight, &param, which == "B");
+        let free = own.is_some() || taken.is_none() && merged();
         if !(weight.direct && first && free) {
             cx.note(format_args!(
                 "{module} and {owner} share {} and train it together",
@@ -281,6 +283,10 @@ impl Known {
         let own = match own {
             Some(own) => own,
             None => {
+                cx.note(format_args!(
+                    "{module} has its own copy of {}, which {owner} reads, too",
+                    param.name
+                ));
                 let mut copy = param;
                 copy.name = name.clone();
                 let op = graph.value(weight.param).op;
@@ -293,10 +299,11 @@ impl Known {
         Ok(own)
     }
 
-    /// Whether an exporter may have made one matrix of several.
-    fn was_merged(&self, graph: &Graph, weight: &Weight, param: &Param) -> bool {
+    /// Whether an exporter may have made one matrix of several: some do of whatever is equal, as B is before it trains.
+    fn was_merged(&self, graph: &Graph, weight: &Weight, param: &Param, is_b: bool) -> bool {
         let small = param.ty.elements().is_some_and(|n| n <= MAX_MERGED);
-        self.training || small && graph.op(weight.reader).site.module.is_empty()
+        let decided = small && !graph.op(weight.reader).site.module.is_empty();
+        self.training || !decided && param.is_uniform().unwrap_or(is_b)
     }
 }
 

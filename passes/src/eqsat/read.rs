@@ -185,15 +185,36 @@ impl<'g> Reader<'g> {
 
     /// The term of a value: itself, what it is made of, or both, which are equal. `None` for symbolic types.
     ///
-    /// Recursion is as deep as [`MAX_OPS`] and [`MAX_STEPS`] allow.
+    /// Recursion is as deep as `MAX_OPS` and [`MAX_STEPS`] allow.
     fn value(&mut self, value: ValueId) -> Option<Id> {
-        let value = self.again.get(&value).copied().unwrap_or(value);
         if let Some(id) = self.made.get(&value) {
             return *id;
         }
-        let id = self.new_value(value);
+        let id = match self.again.get(&value) {
+            Some(of) => self.computed_again(value, *of),
+            None => self.new_value(value),
+        };
         self.made.insert(value, id);
         id
+    }
+
+    /// The term of what the backward pass computes again of the forward pass: both, if one value at most is kept for it.
+    fn computed_again(&mut self, value: ValueId, of: ValueId) -> Option<Id> {
+        let saved = self.value(of)?;
+        let mut kept: BTreeSet<ValueId> = BTreeSet::new();
+        let mut work = vec![value];
+        while let Some(value) = work.pop() {
+            match is_backward(self.graph, value) {
+                true => work.extend(&self.graph.def(value).operands),
+                false => kept.extend(self.kept(value)),
+            }
+        }
+        if kept.len() > 1 {
+            return Some(saved);
+        }
+        let there = self.leaf(value, kept.first().copied())?;
+        self.terms.union_trusted(there, saved, "computed-again");
+        Some(there)
     }
 
     fn new_value(&mut self, value: ValueId) -> Option<Id> {
@@ -234,6 +255,11 @@ impl<'g> Reader<'g> {
     }
 
     fn source(&mut self, value: ValueId) -> Option<Id> {
+        self.leaf(value, self.kept(value))
+    }
+
+    /// What is kept if the backward pass reads a value, and would not be otherwise.
+    fn kept(&self, value: ValueId) -> Option<ValueId> {
         let root = root(self.rest.views, value);
         let def = self.graph.def(root);
         let free = match &def.kind {
@@ -241,13 +267,16 @@ impl<'g> Reader<'g> {
             Op::Constant(_) => true,
             _ => def.site.region != Region::Forward,
         };
-        let free = free || self.rest.kept.contains(&root);
-        let bytes = self.graph.ty(root).bytes()?;
-        let source = Source {
-            value,
-            ty: Tensor::of(self.graph.ty(value))?,
-            keeps: (!free).then_some((root, bytes)),
+        (!free && !self.rest.kept.contains(&root)).then_some(root)
+    }
+
+    fn leaf(&mut self, value: ValueId, kept: Option<ValueId>) -> Option<Id> {
+        let keeps = match kept {
+            Some(root) => Some((root, self.graph.ty(root).bytes()?)),
+            None => None,
         };
+        let ty = Tensor::of(self.graph.ty(value))?;
+        let source = Source { value, ty, keeps };
         Some(leaf(&mut self.terms, Leaf::Value(source)))
     }
 
