@@ -25,9 +25,11 @@ use crate::eqsat::extract::Extracted;
 use crate::eqsat::read::Gradient;
 use crate::eqsat::{Simplified, read, simplify, write};
 use crate::freeze_lora_a::certify;
+use crate::matching::binary;
 use crate::pass::{Changed, Pass, PassCx, PassError, PassKind, layer_pattern};
 use crate::rematerialize::step;
-use lorafa_ir::{Graph, OutputKind, ValueId};
+use lorafa_ir::ops::BinaryKind;
+use lorafa_ir::{Adapter, Graph, OutputKind, ValueId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -195,18 +197,26 @@ fn note(cx: &mut PassCx, gradients: &[Gradient], simplified: &Simplified) {
     }
 }
 
-/// Adapters whose B trains, each with its gradient.
-fn gradients(graph: &Graph) -> Vec<Gradient> {
-    let found = graph.outputs().iter().filter_map(|output| {
+/// The gradients of all B that train, each with the adapters that it may be one of: that of a B which several share is the sum
+/// of theirs.
+fn gradients(graph: &Graph) -> Vec<(ValueId, Vec<Adapter>)> {
+    let mut found = Vec::new();
+    for output in graph.outputs() {
         let OutputKind::Gradient(param) = output.kind else {
-            return None;
+            continue;
         };
-        let mut adapters = graph.adapters().iter();
-        let adapter = adapters.find(|adapter| adapter.b == param)?;
-        Some(Gradient {
-            adapter: adapter.clone(),
-            value: output.value,
-        })
-    });
-    found.collect()
+        let adapters = graph.adapters().iter().filter(|a| a.b == param);
+        let adapters: Vec<Adapter> = adapters.cloned().collect();
+        let mut values = vec![output.value];
+        while values.len() < adapters.len() {
+            let sums = values.iter().map(|v| binary(graph, *v, BinaryKind::Add));
+            let Some((at, summands)) = sums.enumerate().find_map(|(at, s)| Some((at, s?))) else {
+                break;
+            };
+            values.splice(at..=at, summands);
+        }
+        let values = values.into_iter().filter(|_| !adapters.is_empty());
+        found.extend(values.map(|value| (value, adapters.clone())));
+    }
+    found
 }

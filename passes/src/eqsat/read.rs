@@ -13,7 +13,7 @@ use egg::Id;
 use look::{Form, Look, factors, form, is_backward, root};
 use lorafa_ir::layout::Views;
 use lorafa_ir::ops::{Op, Role};
-use lorafa_ir::{Graph, OpId, Region, ValueId};
+use lorafa_ir::{Adapter, Graph, OpId, Region, ValueId};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Most gradients that are chosen together: a bound for hostile input. Of more, each so many are a component.
@@ -28,18 +28,25 @@ pub(crate) struct Component {
     pub(crate) roots: Vec<Id>,
 }
 
-/// The components of a graph's gradients, and those that are left as they are.
+/// The components of a graph's gradients, and those that are left as they are. Each gradient comes with the adapters that it may
+/// be one of.
 pub(crate) fn components(
     graph: &Graph,
-    gradients: Vec<Gradient>,
+    gradients: Vec<(ValueId, Vec<Adapter>)>,
 ) -> (Vec<Component>, Vec<(Gradient, Left)>) {
     let views = Views::of(graph);
     let mut looks = Vec::new();
     let mut left = Vec::new();
-    for gradient in gradients {
-        match Look::of(graph, &views, gradient.clone()) {
-            Ok(look) => looks.push(look),
-            Err(why) => left.push((gradient, why)),
+    for (value, adapters) in gradients {
+        let mut refused = None;
+        let mut tried = adapters.into_iter().map(|adapter| {
+            let gradient = Gradient { adapter, value };
+            Look::of(graph, &views, gradient.clone()).map_err(|why| (gradient, why))
+        });
+        let found = tried.find_map(|look| look.map_err(|why| refused.get_or_insert(why).1).ok());
+        match found {
+            Some(look) => looks.push(look),
+            None => left.extend(refused),
         }
     }
     let mut groups = connected(looks);
@@ -125,7 +132,8 @@ impl<'g> Rest<'g> {
                 continue;
             }
             let op = graph.op(id);
-            work.extend(op.operands.iter().map(|v| graph.value(*v).op));
+            let operands = op.operands.iter().filter(|v| !gradients.contains(v));
+            work.extend(operands.map(|v| graph.value(*v).op));
             let view = op.results.first().is_some_and(|v| root(views, *v) != *v);
             if op.site.region != Region::Forward && !view {
                 rest.kept
