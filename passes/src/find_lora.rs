@@ -16,9 +16,8 @@
 //! anywhere between. A and B without PyTorch's names get them.
 //!
 //! A matrix that adapters of two modules read was merged by the exporter, or tied by the model. In forward graphs, what is the same
-//! number everywhere was merged, and a B whose numbers are not known; if it is small and its modules are known, the importer has
-//! parted it already. All else is tied. In training graphs all are parted, and `find-gradients` ties those again that
-//! have one gradient.
+//! number everywhere was merged, and a B whose numbers are not known. All else is tied. In training graphs all are parted, and
+//! `find-gradients` ties those again that have one gradient.
 //!
 //! DoRA is refused: its scale depends on the weights, which these graphs do not train.
 
@@ -27,7 +26,7 @@ mod pattern;
 pub(crate) use pattern::weight;
 
 use crate::pass::{Changed, Pass, PassCx, PassError, PassKind};
-use lorafa_ir::ops::{Binary, BinaryKind, MAX_MERGED, Op, Param, Role, Scalar};
+use lorafa_ir::ops::{Binary, BinaryKind, Op, Param, Role, Scalar};
 use lorafa_ir::{Adapter, Graph, OpId, Patch, Region, ValueId};
 use pattern::{Match, Weight};
 use std::collections::{BTreeMap, BTreeSet};
@@ -271,8 +270,9 @@ impl Known {
             there.is_some_and(|there| there.same_elements(&param) == Some(true))
         };
         let own = taken.filter(|value| equal(value) && !self.owners.contains_key(value));
-        let merged = || self.was_merged(graph, weight, &param, which == "B");
-        let free = own.is_some() || taken.is_none() && merged();
+        // Some exporters merge whatever is equal, as B is before it trains.
+        let merged = self.training || param.is_uniform().unwrap_or(which == "B");
+        let free = own.is_some() || taken.is_none() && merged;
         if !(weight.direct && first && free) {
             cx.note(format_args!(
                 "{module} and {owner} share {} and train it together",
@@ -297,13 +297,6 @@ impl Known {
         patch.set_operand(weight.reader, weight.slot, own);
         self.owners.insert(own, module.clone());
         Ok(own)
-    }
-
-    /// Whether an exporter may have made one matrix of several: some do of whatever is equal, as B is before it trains.
-    fn was_merged(&self, graph: &Graph, weight: &Weight, param: &Param, is_b: bool) -> bool {
-        let small = param.ty.elements().is_some_and(|n| n <= MAX_MERGED);
-        let decided = small && !graph.op(weight.reader).site.module.is_empty();
-        self.training || !decided && param.is_uniform().unwrap_or(is_b)
     }
 }
 

@@ -56,7 +56,7 @@ pub use linear_cross_entropy::{
 };
 pub use matmul::MatMul;
 pub use onnx::OnnxOp;
-pub use param::{Data, External, Init, MAX_MERGED, Param, Role, Stored, is_path};
+pub use param::{Data, External, Init, Param, Role, Stored, is_path};
 pub use reduce::{Reduce, ReduceKind};
 pub use reshape::{Expand, Reshape};
 pub use rms_norm::{RmsNorm, RmsNormGrad};

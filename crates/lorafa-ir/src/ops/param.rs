@@ -120,10 +120,6 @@ pub struct Stored {
     pub transposed: bool,
 }
 
-/// The largest weight that PyTorch's optimizer merges with an equal one, in elements. Larger ones that several modules read are
-/// tied on purpose.
-pub const MAX_MERGED: u64 = 1024;
-
 /// Whether a name is a path in a module tree, as opposed to one that an exporter made up.
 pub fn is_path(name: &str) -> bool {
     name.contains('.') && !name.contains("::") && !name.starts_with('/')

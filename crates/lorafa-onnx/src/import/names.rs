@@ -16,10 +16,14 @@
 mod folded;
 
 use super::signature::Signature;
-use lorafa_ir::ops::{Gather, MAX_MERGED, MatMul, Op, Param, Role, is_path};
+use lorafa_ir::ops::{Gather, MatMul, Op, Param, Role, is_path};
 use lorafa_ir::{Graph, OpId, Region, Site, TensorType, ValueId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+
+/// The largest initializer that PyTorch's optimizer merges with an equal one, in elements.
+/// Larger ones that several modules read are tied on purpose.
+const MAX_MERGED: u64 = 1024;
 
 /// Last components of names that are buffers, not parameters, where no signature tells.
 const BUFFERS: &[&str] = &[
