@@ -118,6 +118,7 @@ fn asked(source: &str) -> Asked {
             "rank" => options.inject.rank = Some(value.parse().unwrap()),
             "alpha" => options.inject.alpha = Some(value.parse().unwrap()),
             "targets" => options.inject.targets = Targets::parse(value).unwrap(),
+            "differentiate" => options.differentiate = true,
             "replace-adapters" => options.replace_adapters = true,
             "optimizer" => {
                 let found = OptimizerKind::ALL

@@ -4,12 +4,11 @@
 mod arena;
 mod common;
 
-use common::{Model, examples, joint, options};
+use common::{Model, examples, joint, loss_and_gradients, numbers, options, values};
 use lorafa_ir::interp::Array;
-use lorafa_ir::ops::{ActivationKind, Concat, Data, Param, ReduceKind, Role, UnaryKind};
+use lorafa_ir::ops::{ActivationKind, Concat, ReduceKind, Role, UnaryKind};
 use lorafa_ir::text::OpDisplay;
-use lorafa_ir::{DType, Graph, Op, OutputKind, Region, ValueId};
-use lorafa_onnx::dtype::decode;
+use lorafa_ir::{DType, Graph, Op, Region, ValueId};
 use lorafa_passes::attach_optimizer::{OptimizerKind, OptimizerOptions};
 use lorafa_passes::freeze_lora_a::Certificate;
 use lorafa_passes::pass::{Method, Options};
@@ -150,8 +149,8 @@ fn saved_bytes_drop_by_the_tensors_that_the_certificate_names() {
     }
 }
 
-/// Backward passes that others wrote give the gradients that differentiating the forward pass gives, whatever the parameters
-/// are by then: also where exporters merged what was equal in the beginning.
+/// Backward passes that others wrote give the gradients that differentiating the forward pass gives, of theirs or of another
+/// export, whatever the parameters are by then: also where exporters merged what was equal in the beginning.
 #[test]
 fn given_gradients_are_those_of_our_own() {
     let examples = examples();
@@ -164,16 +163,17 @@ fn given_gradients_are_those_of_our_own() {
         };
         let forward = examples.iter().find(is_forward);
         for method in [Method::Lora, Method::LoraFa] {
-            let [given, own] = [&model, forward.unwrap()].map(|model| gradients(model, method));
-            assert_eq!(
-                given.keys().collect::<Vec<_>>(),
-                own.keys().collect::<Vec<_>>()
-            );
+            let [given, own] = [&model, forward.unwrap()].map(|m| gradients(m, method, false));
+            let anew = gradients(&model, method, true);
+            assert!(given.keys().eq(own.keys()) && anew.keys().eq(own.keys()));
             assert!(given.len() > 8);
-            for (name, expected) in own {
+            let all = own
+                .iter()
+                .flat_map(|(name, own)| [(name, own, &given), (name, own, &anew)]);
+            for (name, expected, found) in all {
                 let norm = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>().sqrt();
-                let apart = expected.iter().zip(&given[&name]).map(|(a, b)| a - b);
-                let error = norm(&apart.collect::<Vec<_>>()) / norm(&expected);
+                let apart = expected.iter().zip(&found[name]).map(|(a, b)| a - b);
+                let error = norm(&apart.collect::<Vec<_>>()) / norm(expected);
                 assert!(
                     error < 1e-4,
                     "{} {}: {name}: {error:.1e}",
@@ -185,14 +185,15 @@ fn given_gradients_are_those_of_our_own() {
     }
 }
 
-/// Loss and gradients for parameters that follow from their names.
-fn gradients(model: &Model, method: Method) -> BTreeMap<String, Vec<f64>> {
+/// Loss and gradients for parameters that follow from their names; of our own, if `differentiate`, whatever the model has.
+fn gradients(model: &Model, method: Method, differentiate: bool) -> BTreeMap<String, Vec<f64>> {
     let optimizer = OptimizerOptions {
         keep_gradients: true,
         ..OptimizerOptions::default()
     };
     let options = Options {
         optimizer,
+        differentiate,
         ..options(model, method)
     };
     let (graph, _) = compile_with(model, options);
@@ -201,29 +202,15 @@ fn gradients(model: &Model, method: Method) -> BTreeMap<String, Vec<f64>> {
         let name = name.strip_prefix("m.").unwrap_or(name);
         name.replace("model.lm_head", "model.transformer.wte")
     };
-    let values = graph.params().map(|(value, param)| {
-        let array = match &param.stored.data {
-            Data::Inline(bytes) if param.role == Role::Constant => {
-                Array::new(&param.ty, decode(param.stored.dtype, bytes))
-            }
-            _ => {
-                // Norms that are alike may be one weight: none of them trains.
-                let name = match param.ty.rank() {
-                    1 => String::new(),
-                    _ => canonical(&param.name),
-                };
-                let mix = |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
-                let mut numbers = numbers(name.bytes().fold(1, mix));
-                Array::from_fn(&param.ty, |_| numbers(param))
-            }
-        };
-        (value, array.unwrap())
+    // Norms that are alike may be one weight: none of them trains.
+    let values = values(&graph, |param| match param.ty.rank() {
+        1 => String::new(),
+        _ => canonical(&param.name),
     });
-    let values = arena::run(&graph, &values.collect()).unwrap();
-    let outputs = graph.outputs().iter();
-    let outputs = outputs.filter(|o| matches!(o.kind, OutputKind::Gradient(_) | OutputKind::Loss));
-    let named = outputs.map(|o| (canonical(&o.name), values[&o.value].data.clone()));
-    named.collect()
+    let results = arena::run(&graph, &values).unwrap();
+    loss_and_gradients(&graph)
+        .map(|o| (canonical(&o.name), results[&o.value].data.clone()))
+        .collect()
 }
 
 /// Steps that compute activations again take less memory, keep nothing that they would not keep otherwise, and give the
@@ -468,26 +455,6 @@ fn all_that_optimizers_do_runs_in_its_arena() {
         }
     }
     assert!(done >= 8, "{done}");
-}
-
-/// Numbers of a size that keeps a tiny model finite.
-fn numbers(mut state: u64) -> impl FnMut(&Param) -> f64 {
-    let mut uniform = move || {
-        state = state
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
-        (state >> 40) as f64 / (1u64 << 24) as f64
-    };
-    move |param: &Param| {
-        let u = uniform();
-        match param.role {
-            _ if param.name.contains("mask") || param.name.contains("step") => 1.0,
-            _ if !param.ty.dtype.is_float() => (2.0 * u).floor(),
-            Role::Constant => u,
-            Role::OptState => 0.01 * u,
-            _ => 0.4 * u - 0.2,
-        }
-    }
 }
 
 fn params(graph: &Graph) -> arena::Values {

@@ -39,12 +39,9 @@ pub use options::{OptimizerKind, OptimizerOptions};
 
 use crate::pass::{Changed, Method, Pass, PassCx, PassError, PassKind};
 use lorafa_ir::ops::{Accumulate, AdamW, AdamWForm, Op, Param, Role};
-use lorafa_ir::optimizer::{GRADIENT_NORM, KEEP, LR, STATE, STEP, WEIGHT};
+use lorafa_ir::optimizer::{GRADIENT_NORM, KEEP, LR, STATE, STEP, UPDATED, WEIGHT};
 use lorafa_ir::{DType, Graph, OutputKind, Patch, PatchError, Region, Site, TensorType, ValueId};
 use std::sync::Arc;
-
-/// What precedes the name of the next value of a parameter among the outputs.
-const UPDATED: &str = "updated::";
 
 /// See the module.
 pub struct AttachOptimizer;

@@ -10,8 +10,9 @@
 //! ```
 //!
 //! Ops that change nothing go, chains of reshapes and of transposes become one, a transpose of the
-//! last two axes becomes a flag of the product that reads it, and constants stand on the right of
-//! ops that commute. Every rule gives the same numbers to the last bit.
+//! last two axes becomes a flag of the product that reads it, products of batches that were merged for
+//! them have them apart, and constants stand on the right of ops that commute. Every rule gives the same
+//! numbers to the last bit.
 
 use crate::pass::{Changed, Pass, PassCx, PassError, PassKind};
 use lorafa_ir::ops::{Binary, BinaryKind, Cast, MatMul, Op, Reshape, Transpose};
@@ -64,6 +65,10 @@ const RULES: &[Rule] = &[
         apply: merge_transposes,
     },
     Rule {
+        name: "keep-batches-apart",
+        apply: keep_batches_apart,
+    },
+    Rule {
         name: "transpose-into-matmul",
         apply: transpose_into_matmul,
     },
@@ -110,6 +115,43 @@ fn merge_transposes(p: &mut Patch<'_>, id: OpId) -> Result<(), PatchError> {
         p.set_operand(id, 0, x);
     }
     Ok(())
+}
+
+/// `matmul (reshape x), (reshape y)` is `reshape (matmul x, y)` where both only merged the same batches, as is done for
+/// operators that know of one.
+fn keep_batches_apart(p: &mut Patch<'_>, id: OpId) -> Result<(), PatchError> {
+    let graph = p.graph();
+    let op = graph.op(id);
+    let (kind, old) = (op.kind.clone(), op.results[0]);
+    if !matches!(kind, Op::MatMul(_)) || op.operands.len() != 2 {
+        return Ok(());
+    }
+    let (Some(x), Some(y)) = (apart(graph, op.operands[0]), apart(graph, op.operands[1])) else {
+        return Ok(());
+    };
+    let batches = |value| graph.ty(value).shape.split_last_chunk::<2>();
+    if batches(x).map(|(batch, _)| batch) != batches(y).map(|(batch, _)| batch) {
+        return Ok(());
+    }
+    let shape = graph.ty(old).shape.clone();
+    p.at(id);
+    let product = p.add1(kind, &[x, y])?;
+    let merged = p.reshape(product, shape)?;
+    p.replace(old, merged)?;
+    p.remove(id)?;
+    let product = p.graph().value(product).op;
+    transpose_into_matmul(p, product)
+}
+
+/// What a batch of matrices was before its batches were merged.
+fn apart(graph: &Graph, value: ValueId) -> Option<ValueId> {
+    let op = graph.def(value);
+    let Op::Reshape(_) = op.kind else {
+        return None;
+    };
+    let (one, many) = (&graph.ty(value).shape, &graph.ty(op.operands[0]).shape);
+    let (_, matrix) = many.split_last_chunk::<2>()?;
+    (one.len() == 3 && many.len() > 3 && one.ends_with(matrix)).then_some(op.operands[0])
 }
 
 /// A product of a matrix whose last two axes were swapped swaps them itself.

@@ -258,21 +258,23 @@ fn refuse_other_type(
 fn refuse_method(graph: &Graph, cx: &PassCx, trained: BTreeSet<ValueId>) -> Result<(), PassError> {
     let adapters = graph.adapters();
     let trains_a = adapters.iter().any(|adapter| trained.contains(&adapter.a));
+    let mut weights = graph.params().filter(|(_, p)| p.is_weight());
+    let trains_all = weights.all(|(weight, _)| trained.contains(&weight));
     let (has, remedy) = match (cx.options.method, adapters.len()) {
         (Method::Full, 0) if cx.options.inject.rank.is_none() => return Ok(()),
         (_, 0) => (
             "no adapters",
-            "--method full plans it as it is; to add adapters, give the forward graph",
+            "--method full plans it as it is; to add adapters, give --differentiate",
         ),
         (Method::Lora, _) if !trains_a => (
             "no gradient of an adapter's A",
             "it is LoRA-FA already, which --method lora-fa plans",
         ),
-        (Method::Full, _) => (
-            "adapters",
-            "it trains what it has gradients of; for full fine-tuning, give the forward graph",
+        (Method::Full, _) if !trains_all => (
+            "adapters, and not the gradients of all weights",
+            "it trains what it has gradients of; for full fine-tuning, give --differentiate",
         ),
-        (Method::Lora | Method::LoraFa, _) => return Ok(()),
+        _ => return Ok(()),
     };
     Err(PassError::Refused(format!(
         "the model has its gradients in it already, and {has}: {remedy}"

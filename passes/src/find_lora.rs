@@ -57,18 +57,22 @@ impl Pass for FindLora {
     }
 }
 
-/// The adapted module: that of the sum, or within it what A is named after.
+/// The adapted module: that of the sum, or what A is named after, if that is within or around it.
 fn module(graph: &Graph, hit: &Match) -> Arc<str> {
     let module = &*graph.op(hit.add).site.module;
     let name = graph.param(hit.a.param).map_or("", |p| &*p.name);
     let owner = |path: &str| path.split(".lora_").next().unwrap_or(path).to_owned();
     // The sum may be part of the product with B, and B's module that of another adapter whose B is equal.
     let (module, of_a) = (owner(module), owner(name));
-    let within = of_a
-        .strip_prefix(&module)
-        .is_some_and(|rest| module.is_empty() || rest.starts_with('.'));
-    let named = name.contains(".lora_") || module.is_empty();
-    if within && named { of_a } else { module }.into()
+    let within = |path: &str, outer: &str| {
+        let rest = path.strip_prefix(outer);
+        rest.is_some_and(|rest| outer.is_empty() || rest.starts_with('.'))
+    };
+    let named = name.contains(".lora_");
+    let inside = within(&of_a, &module) && (named || module.is_empty());
+    // TorchScript calls B's module `default_1`.
+    let around = named && within(&module, &of_a);
+    if inside || around { of_a } else { module }.into()
 }
 
 fn refuse_dora(graph: &Graph) -> Result<(), PassError> {

@@ -13,6 +13,8 @@
 //! loss needs is the forward pass, all else the backward pass, in the file's order. Outputs that are
 //! neither go, as a training step has no use for them. Which parameter a gradient belongs to, `find-gradients` says.
 //!
+//! An optimizer that `lorafa-opt` wrote goes, too: `attach-optimizer` adds the one that is asked for.
+//!
 //! Exporters write such graphs without modules. An op that reads a weight belongs to the weight's module, any other to the one
 //! that is common to what it reads.
 
@@ -39,6 +41,11 @@ impl Pass for FindTraining {
     fn run(&self, graph: &mut Graph, cx: &mut PassCx) -> Result<Changed, PassError> {
         let gradients = gradients(graph);
         let Some(first) = gradients.first() else {
+            if cx.options.differentiate {
+                return Err(PassError::Refused(
+                    "--differentiate: the model has no gradients in it, which are computed anyway: leave that out".into(),
+                ));
+            }
             cx.note("a forward graph: no output is called `grad::…`");
             return Ok(Changed::No);
         };
@@ -48,9 +55,22 @@ impl Pass for FindTraining {
                  the scalar that they are the gradients of \"loss\""
             )));
         };
-        refuse_what_forward_graphs_take(graph, cx, first)?;
+        if !cx.options.differentiate {
+            refuse_what_forward_graphs_take(graph, cx, first)?;
+        }
         let backward = behind(graph, loss);
         let mut patch = graph.patch("find-training");
+        if cx.options.differentiate {
+            place_in_modules(&mut patch);
+            patch.retain_outputs(|o| o.kind != OutputKind::Value);
+            let changes = patch.changes();
+            cx.note(format_args!(
+                "a training graph, of whose {} ops the {} of the backward pass are left out",
+                graph.op_count(),
+                backward.len()
+            ));
+            return Ok(Changed::from_count(changes));
+        }
         for id in &backward {
             patch.set_region(*id, Region::Backward);
         }
@@ -58,6 +78,11 @@ impl Pass for FindTraining {
         let kept = |o: &Output| o.kind != OutputKind::Value || gradients.contains(&o.name);
         patch.retain_outputs(kept);
         let changes = patch.changes();
+        if let Some(update) = written_update(graph) {
+            cx.warn(format_args!(
+                "the optimizer of the file is left out: {update}; flags choose the one of the step"
+            ));
+        }
         cx.note(format_args!(
             "a training graph: {} gradients, {} of {} ops are the backward pass",
             gradients.len(),
@@ -79,6 +104,13 @@ fn gradients(graph: &Graph) -> BTreeSet<Arc<str>> {
     found.map(|o| o.name.clone()).collect()
 }
 
+/// The update of a parameter that a graph has, as text.
+fn written_update(graph: &Graph) -> Option<String> {
+    let mut ops = graph.ops();
+    let update = ops.find(|op| matches!(op.kind, Op::AdamW(_)))?;
+    Some(format!("{}{}", update.kind.name(), update.kind.attrs()))
+}
+
 /// What would need a backward pass of our own making.
 fn refuse_what_forward_graphs_take(
     graph: &Graph,
@@ -86,17 +118,17 @@ fn refuse_what_forward_graphs_take(
     output: &str,
 ) -> Result<(), PassError> {
     let options = &cx.options;
-    let flag = match (options.loss, options.dtype) {
-        (Some(kind), _) => format!("--loss {kind}"),
-        _ if options.replace_adapters => "--replace-adapters".into(),
+    let anew = ", or give --differentiate, which computes gradients anew";
+    let (flag, remedy) = match (options.loss, options.dtype) {
+        (Some(kind), _) => (format!("--loss {kind}"), ""),
+        _ if options.replace_adapters => ("--replace-adapters".into(), anew),
         (_, Some(dtype)) if main_dtype(graph).is_some_and(|own| own != dtype) => {
-            format!("--dtype {dtype}")
+            (format!("--dtype {dtype}"), anew)
         }
         _ => return Ok(()),
     };
     Err(PassError::Refused(format!(
-        "{flag}: the model has its gradients in it already (output {output:?}): leave that out, or \
-         give the forward graph, whose gradients are then computed anew"
+        "{flag}: the model has its gradients in it already (output {output:?}): leave that out{remedy}"
     )))
 }
 

@@ -26,6 +26,7 @@ mod heads;
 mod mask;
 mod pattern;
 
+use crate::matching::is_zero;
 use crate::pass::{Changed, Pass, PassCx, PassError, PassKind};
 use lorafa_ir::ops::{Attention, Op, Scalar, Transpose};
 use lorafa_ir::text::OpDisplay;
@@ -116,7 +117,7 @@ fn uniform(graph: &Graph, value: ValueId) -> Option<f64> {
     match &graph.def(value).kind {
         Op::Constant(constant) => constant.as_f64(),
         Op::Fill(fill) => Some(fill.value.0),
-        Op::Param(param) => mask::zero(param).then_some(0.0),
+        Op::Param(param) => is_zero(param).then_some(0.0),
         _ => None,
     }
 }

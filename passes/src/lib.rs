@@ -20,6 +20,7 @@ pub mod fold_constants;
 pub mod freeze_lora_a;
 pub mod fuse_activations;
 pub mod fuse_attention;
+pub mod fuse_cross_entropy;
 pub mod fuse_loss;
 pub mod fuse_norms;
 pub mod fuse_products;

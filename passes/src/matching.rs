@@ -1,10 +1,18 @@
 //! What the passes that fuse ops ask of a graph.
 
-use lorafa_ir::ops::{Binary, BinaryKind, MatMul, Op, Unary, UnaryKind};
+use lorafa_ir::ops::{Binary, BinaryKind, Data, MatMul, Op, Param, Role, Unary, UnaryKind};
 use lorafa_ir::{DType, Graph, OpData, OpId, ValueId};
 
 /// Casts and the like that are walked through in one place: a bound for hostile input.
 pub(crate) const MAX_STEPS: usize = 16;
+
+/// Whether a table holds zeros.
+pub(crate) fn is_zero(param: &Param) -> bool {
+    match &param.stored.data {
+        Data::Inline(bytes) => param.role == Role::Constant && bytes.iter().all(|byte| *byte == 0),
+        _ => false,
+    }
+}
 
 /// The one number that a value holds everywhere, through casts and reshapes.
 pub(crate) fn number(graph: &Graph, mut value: ValueId) -> Option<f64> {
@@ -13,6 +21,7 @@ pub(crate) fn number(graph: &Graph, mut value: ValueId) -> Option<f64> {
         match &def.kind {
             Op::Constant(c) => return c.as_f64(),
             Op::Fill(f) => return Some(f.value.0),
+            Op::Param(param) => return is_zero(param).then_some(0.0),
             Op::Cast(_) | Op::Reshape(_) | Op::Expand(_) => value = def.operands[0],
             _ => return None,
         }

@@ -85,6 +85,8 @@ pub struct Options {
     pub loss: Option<LossKind>,
     /// How to inject adapters where the model has none.
     pub inject: InjectOptions,
+    /// Leave the backward pass of a training graph out, and differentiate its forward pass.
+    pub differentiate: bool,
     /// Remove the adapters in the model and inject new ones.
     pub replace_adapters: bool,
     /// The optimizer and what happens to gradients before it.
@@ -104,6 +106,7 @@ impl Default for Options {
             dtype: None,
             loss: None,
             inject: InjectOptions::default(),
+            differentiate: false,
             replace_adapters: false,
             optimizer: OptimizerOptions::default(),
             pack_frozen: false,

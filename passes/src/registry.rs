@@ -4,9 +4,9 @@ use crate::pass::{Method, Pass};
 use crate::{
     attach_loss, attach_optimizer, bind_dims, canonicalize, convert_precision, differentiate,
     eliminate_common_subexpressions, eliminate_dead_code, find_gradients, find_lora, find_training,
-    fold_constants, freeze_lora_a, fuse_activations, fuse_attention, fuse_loss, fuse_norms,
-    fuse_products, fuse_rotary, inject_lora, mask_relu, pack_frozen, redraw_masks, rematerialize,
-    simplify_lora, unmerge_lora,
+    fold_constants, freeze_lora_a, fuse_activations, fuse_attention, fuse_cross_entropy, fuse_loss,
+    fuse_norms, fuse_products, fuse_rotary, inject_lora, mask_relu, pack_frozen, redraw_masks,
+    rematerialize, simplify_lora, unmerge_lora,
 };
 use lorafa_ir::Graph;
 
@@ -34,6 +34,7 @@ pub const FUSE: Stage = &[
     &fuse_norms::FuseNorms,
     &fuse_activations::FuseActivations,
     &fuse_rotary::FuseRotary,
+    &fuse_cross_entropy::FuseCrossEntropy,
 ];
 
 /// Passes that build loss and gradients of `full` and `lora`.

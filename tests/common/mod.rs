@@ -1,11 +1,14 @@
 //! The example models, imported.
 
-use lorafa_ir::ops::Role;
-use lorafa_ir::{Bindings, Graph};
+use lorafa_ir::interp::Array;
+use lorafa_ir::ops::{Data, Param, Role};
+use lorafa_ir::{Bindings, Graph, Output, OutputKind, ValueId};
+use lorafa_onnx::dtype::decode;
 use lorafa_onnx::file::ModelFile;
 use lorafa_onnx::import::import;
 use lorafa_passes::inject_lora::InjectOptions;
 use lorafa_passes::pass::{Method, Options};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// An imported model.
@@ -80,4 +83,51 @@ pub fn options(model: &Model, method: Method) -> Options {
         inject,
         ..Options::default()
     }
+}
+
+/// Numbers of a size that keeps a tiny model finite.
+#[allow(dead_code)]
+pub fn numbers(mut state: u64) -> impl FnMut(&Param) -> f64 {
+    let mut uniform = move || {
+        state = state
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
+        (state >> 40) as f64 / (1u64 << 24) as f64
+    };
+    move |param: &Param| {
+        let u = uniform();
+        match param.role {
+            _ if param.name.contains("mask") || param.name.contains("step") => 1.0,
+            _ if !param.ty.dtype.is_float() => (2.0 * u).floor(),
+            Role::Constant => u,
+            Role::OptState => 0.01 * u,
+            _ => 0.4 * u - 0.2,
+        }
+    }
+}
+
+/// What a graph reads: constants as they are, and numbers for anything else that follow from the name that `name` gives it.
+#[allow(dead_code)]
+pub fn values(graph: &Graph, name: impl Fn(&Param) -> String) -> BTreeMap<ValueId, Array> {
+    let values = graph.params().map(|(value, param)| {
+        let array = match &param.stored.data {
+            Data::Inline(bytes) if param.role == Role::Constant => {
+                Array::new(&param.ty, decode(param.stored.dtype, bytes))
+            }
+            _ => {
+                let mix = |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+                let mut numbers = numbers(name(param).bytes().fold(1, mix));
+                Array::from_fn(&param.ty, |_| numbers(param))
+            }
+        };
+        (value, array.unwrap())
+    });
+    values.collect()
+}
+
+/// The outputs that training is about.
+#[allow(dead_code)]
+pub fn loss_and_gradients(graph: &Graph) -> impl Iterator<Item = &Output> {
+    let outputs = graph.outputs().iter();
+    outputs.filter(|o| matches!(o.kind, OutputKind::Gradient(_) | OutputKind::Loss))
 }

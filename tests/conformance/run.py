@@ -33,6 +33,7 @@ METHODS = ("full", "lora", "lora-fa")
 ALPHA_PER_RANK = 2              # examples/export.py and the larger models of the same making
 DEFAULT_RANK, DEFAULT_BATCH, DEFAULT_SEQ = 4, 2, 8
 TIMEOUT_S = 300
+ANEW = ("--differentiate",)
 PACKED = ("--pack-frozen",)
 LORAFA = ("--with-optimizer", "--optimizer", "lorafa", "--weight-decay", "0.1", "--clip", "0.01")
 MAX_PROBLEMS = 12               # shown of one graph
@@ -159,7 +160,7 @@ def check(binary, model, answers, method, extra=()):
         if "--dtype" in extra:
             outputs = checks.run(graph, checks.inputs(expected))
             checks.compare_half(report, outputs, expected, method, model.rename)
-        elif extra and extra[0] not in PACKED:
+        elif "--with-optimizer" in extra:
             decay, clip = (float(extra[extra.index(f) + 1]) if f in extra else 0.0 for f in ("--weight-decay", "--clip"))
             scale = ALPHA_PER_RANK if "lorafa" in extra else None
             source = checks.initializers(model.path, model.rename)
@@ -201,15 +202,18 @@ def plan(models, answers, passes):
             yield model, "lora", ("--with-optimizer", "--weight-decay", "0.1"), ""
             yield model, "lora-fa", LORAFA, ""
             yield model, "lora-fa", PACKED, ""
-            if not model.joint:                 # which keeps its own type
-                yield model, "lora", ("--dtype", "f16"), ""     # full adds rows, which onnxruntime lacks in f16
+            anew = ANEW if model.joint else ()      # a backward pass that is given keeps its own type
+            yield model, "lora", ("--dtype", "f16", *anew), ""      # full adds rows, which onnxruntime lacks in f16
+        if model.joint:
+            for method in model.methods:
+                yield model, method, ANEW, why
         if not why:
             yield model, model.methods[turn % len(model.methods)], alone(passes, passes[turn % len(passes)]), ""
             turn += 1
 
 
 def line(model, method, extra, why, report):
-    as_is = not extra or extra[0] in PACKED
+    as_is = "--dtype" not in extra and "--with-optimizer" not in extra
     name = f"{'FAIL' if report.problems else 'ok  '} {model.path.stem}  {' '.join([method, *extra])}"
     if report.loss is not None:
         name += f"  loss {report.loss:.1e}"

@@ -125,6 +125,11 @@ pub struct TrainingArgs {
     #[arg(long, value_enum)]
     pub loss: Option<LossArg>,
 
+    /// Of a training graph, leave the backward pass out and differentiate the forward pass anew: then ops are fused and
+    /// less is kept, and `--dtype`, `--method full` and new adapters are possible.
+    #[arg(long)]
+    pub differentiate: bool,
+
     /// Number of sequences, for a symbolic dimension [default: 1].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..=MAX_DIM), help_heading = "Dimensions")]
     pub batch: Option<i64>,

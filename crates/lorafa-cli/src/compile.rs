@@ -210,6 +210,7 @@ fn given(
 ) -> Result<Compiled, Error> {
     let trains_a = |a: &Adapter| graph.role(a.a) == Some(Role::Trained);
     let methods: &[Method] = match graph.adapters() {
+        _ if cx.options.method == Method::Full => &[Method::Full],
         [] => &[Method::Full],
         adapters if adapters.iter().any(trains_a) => &[Method::Lora, Method::LoraFa],
         _ => &[Method::LoraFa],
@@ -501,6 +502,7 @@ fn options(args: &TrainingArgs, dims: &Dims) -> Result<Options, Error> {
         dtype: args.dtype,
         loss: args.loss.map(Into::into),
         inject,
+        differentiate: args.differentiate,
         replace_adapters: lora.replace_adapters,
         optimizer: args.optimizer.options()?,
         pack_frozen: args.passes.pack_frozen,

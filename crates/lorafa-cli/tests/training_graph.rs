@@ -102,6 +102,29 @@ fn structure_tells_whose_gradients_they_are() {
     assert_eq!(job.done(&["model.onnx", "--no-write"]), expected);
 }
 
+/// With gradients of our own all that is fused of forward graphs is fused of joint ones.
+#[test]
+fn gradients_can_be_computed_anew() {
+    let job = job(JOINT);
+    job.done(&["model.onnx", "-o", "given.onnx"]);
+    let report = job.done(&["model.onnx", "--differentiate", "-o", "own.onnx"]);
+    assert!(report.contains("peak of full"), "{report}");
+    let names = |file| gradients(&job, file);
+    assert_eq!(names("own.onnx").len(), names("given.onnx").len());
+    let written = onnx::decode(&fs::read(job.path("own.onnx")).unwrap());
+    let functions: Vec<&str> = written.functions.iter().map(|f| f.name()).collect();
+    for fused in [
+        "attention",
+        "linear_cross_entropy_grad",
+        "rms_norm",
+        "rotary",
+    ] {
+        assert!(functions.contains(&fused), "{functions:?}");
+    }
+    let plain = self::job(PLAIN);
+    plain.refused(&["model.onnx", "--differentiate"], &["no gradients in it"]);
+}
+
 /// What was written is a training graph itself.
 #[test]
 fn our_own_steps_are_read_again() {
@@ -138,7 +161,7 @@ fn without_adapters_it_is_planned_as_it_is() {
     let report = job.done(&["full.onnx", "--method", "full", "--no-write"]);
     assert!(report.contains("\nno adapters\n"), "{report}");
     assert!(!report.contains("LoRA"), "{report}");
-    let refused = ["no adapters", "--method full", "forward graph"];
+    let refused = ["no adapters", "--method full", "--differentiate"];
     job.refused(&["full.onnx"], &refused);
     job.refused(&["full.onnx", "--rank", "4"], &refused);
     job.refused(&["full.onnx", "--rank", "4", "--method", "full"], &refused);
@@ -147,16 +170,18 @@ fn without_adapters_it_is_planned_as_it_is() {
 #[test]
 fn what_takes_a_forward_graph_is_refused() {
     let job = job(JOINT);
-    let remedy = "give the forward graph";
+    let remedy = "give --differentiate";
     for flags in [
         &["--dtype", "bf16"][..],
-        &["--loss", "causal-lm"],
         &["--replace-adapters", "--rank", "8"],
         &["--method", "full"],
     ] {
         let args = [&["model.onnx"], flags].concat();
         job.refused(&args, &["has its gradients in it already", remedy]);
+        job.done(&[&args, &["--differentiate", "--no-write"][..]].concat());
     }
+    let refused = ["has its gradients in it already", "leave that out"];
+    job.refused(&["model.onnx", "--loss", "causal-lm"], &refused);
     job.refused(&["model.onnx", "--rank", "8"], &["rank 4", "--rank 4"]);
     job.done(&["model.onnx", "--rank", "4", "--dtype", "f32", "--no-write"]);
 }

@@ -24,3 +24,14 @@ pub const INVERSE: &str = "optim::inverse::";
 
 /// What is added to the diagonal of A·Aᵀ, as in PEFT.
 pub const RIDGE: f64 = 1e-8;
+
+/// What precedes the name of a parameter in that of the output with its next value.
+pub const UPDATED: &str = "updated::";
+
+/// Whether an output of this name is there for the optimizer's sake.
+pub fn is_optimizers(output: &str) -> bool {
+    output == GRADIENT_NORM
+        || [STATE, UPDATED]
+            .iter()
+            .any(|prefix| output.starts_with(prefix))
+}

@@ -2,7 +2,7 @@
 
 use super::affine::AtMostZero;
 use super::{Edit, through_expand, uniform};
-use lorafa_ir::ops::{Binary, BinaryKind, Data, Op, Param, Role, UNSEEN, Unary, UnaryKind};
+use lorafa_ir::ops::{Binary, BinaryKind, Data, Op, Role, UNSEEN, Unary, UnaryKind};
 use lorafa_ir::{DType, Graph, PatchError, ValueId};
 
 /// The parts of a mask.
@@ -19,14 +19,6 @@ pub(super) struct Mask {
 
 /// Rows and keys.
 type Sizes = (i64, i64);
-
-/// Whether a table holds zeros.
-pub(super) fn zero(param: &Param) -> bool {
-    match &param.stored.data {
-        Data::Inline(bytes) => param.role == Role::Constant && bytes.iter().all(|byte| *byte == 0),
-        _ => false,
-    }
-}
 
 /// Whether a value stands for minus infinity: it is that, or the least finite number of its type.
 pub(super) fn never(graph: &Graph, value: ValueId) -> bool {

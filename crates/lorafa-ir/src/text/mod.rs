@@ -25,5 +25,5 @@ mod print;
 
 pub(crate) use lines::parse_name;
 pub use lines::parse_type;
-pub use parse::{ParseError, parse};
+pub use parse::{ParseError, parse, parse_op};
 pub use print::{OpDisplay, ValueDisplay};

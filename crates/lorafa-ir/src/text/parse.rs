@@ -48,6 +48,23 @@ pub fn parse(text: &str) -> Result<Graph, ParseError> {
     }
 }
 
+/// Reads a mnemonic with its attributes: `cast {to=f32}`.
+///
+/// # Errors
+///
+/// What was expected and what was found.
+pub fn parse_op(text: &str) -> Result<Op, String> {
+    let mut cursor = Cursor::new(text);
+    let mnemonic = cursor.name()?;
+    let mut attrs = cursor.attrs()?;
+    let op = Op::parse(&mnemonic, &mut attrs)?;
+    leftover(&attrs)?;
+    match cursor.is_empty() {
+        true => Ok(op),
+        false => Err(format!("expected an op and its attributes, found `{text}`")),
+    }
+}
+
 /// The largest number of a value: the graph keeps a table up to it.
 const MAX_VALUES: u32 = 1 << 20;
 

@@ -2,31 +2,32 @@
 //! operators that any runtime can run instead.
 //!
 //! A body is the op's own decomposition, made for the types of its operands; ops whose bodies come
-//! out the same share one function. It knows of no shape but through its constants.
+//! out the same share one function. It knows of no shape but through its constants. A function's
+//! `doc_string` is the op as text: the importer makes the op of the call again, if the body is still
+//! the one that is written for that op ([`written`]).
 
 use super::lower::lower;
 use super::ops;
 use super::proto::tensor;
 use super::{ExportError, ExportOptions};
+use crate::external::ExternalStore;
 use crate::proto::{FunctionProto, GraphProto, NodeProto, OperatorSetIdProto, TensorProto};
 use lorafa_ir::ops::{Param, Role};
 use lorafa_ir::{Graph, Op, OpData, OpId, OutputKind, TensorType};
 use prost::Message;
 use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 
 /// The domain of the functions, at version 1.
-pub(super) const DOMAIN: &str = "ai.lorafa";
-
-/// Bodies of so many nodes stand where the op stands.
-const MAX_INLINE: usize = 2;
+pub(crate) const DOMAIN: &str = "ai.lorafa";
 
 /// An op, the types of its operands, each with whether it is given transposed, and the slots of the
 /// results that are read: onnx.checker wants a call to have all of its function's.
-#[derive(PartialEq, Eq, Hash)]
-struct Call {
-    kind: Op,
-    operands: Vec<(TensorType, bool)>,
-    results: Vec<usize>,
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Call {
+    pub(crate) kind: Op,
+    pub(crate) operands: Vec<(TensorType, bool)>,
+    pub(crate) results: Vec<usize>,
 }
 
 impl Call {
@@ -53,34 +54,33 @@ pub(super) struct Functions {
     by_body: BTreeMap<Vec<u8>, String>,
     /// How many functions there are of a mnemonic.
     counts: BTreeMap<&'static str, usize>,
-    /// Only looked up, so that its order is none of the file's; nothing for bodies that are short.
-    by_call: HashMap<Call, Option<String>>,
+    /// Only looked up, so that its order is none of the file's.
+    by_call: HashMap<Call, String>,
     /// The functions that ops call, and the results that these give.
     by_op: BTreeMap<OpId, (String, Vec<usize>)>,
 }
 
 impl Functions {
-    /// Whether an op that ONNX lacks is a call of a function, which is written now if it is new.
+    /// Makes an op that ONNX lacks a call of a function, which is written now if it is new.
     pub(super) fn outline(
         &mut self,
         graph: &Graph,
         op: &OpData,
         options: &ExportOptions<'_>,
-    ) -> Result<bool, ExportError> {
+    ) -> Result<(), ExportError> {
         let call = Call::new(graph, op, options);
         let results = call.results.clone();
         let name = match self.by_call.get(&call) {
             Some(name) => name.clone(),
             None => {
-                let body = body(&call, options)?;
-                let long = body.node.len() > MAX_INLINE;
-                let name = long.then(|| self.name(&call.kind, body, options));
+                let function = function(&call, options)?;
+                let name = self.name(call.kind.name(), function);
                 self.by_call.insert(call, name.clone());
                 name
             }
         };
-        let outlined = name.map(|name| self.by_op.insert(op.id, (name, results)));
-        Ok(outlined.is_some())
+        self.by_op.insert(op.id, (name, results));
+        Ok(())
     }
 
     /// The function that an op calls, and the slots of the results that it gives.
@@ -94,18 +94,17 @@ impl Functions {
         self.protos
     }
 
-    /// The name of the function with this body: the one there is, or a new one.
-    fn name(&mut self, kind: &Op, body: GraphProto, options: &ExportOptions<'_>) -> String {
-        let mut function = function(kind, body, options);
+    /// The name of this function: that of the equal one there is, or a new one.
+    fn name(&mut self, mnemonic: &'static str, mut function: FunctionProto) -> String {
         let key = function.encode_to_vec();
         if let Some(name) = self.by_body.get(&key) {
             return name.clone();
         }
-        let count = self.counts.entry(kind.name()).or_default();
+        let count = self.counts.entry(mnemonic).or_default();
         *count += 1;
         let name = match *count {
-            1 => kind.name().to_string(),
-            n => format!("{}_{n}", kind.name()),
+            1 => mnemonic.to_string(),
+            n => format!("{mnemonic}_{n}"),
         };
         function.name = Some(name.clone());
         self.protos.push(function);
@@ -138,12 +137,28 @@ fn body(call: &Call, options: &ExportOptions<'_>) -> Result<GraphProto, ExportEr
     ops::write_all(&lowered, options, &functions)
 }
 
+/// The function as it is written for an opset, but for its name.
+///
+/// # Errors
+///
+/// An op that does not go with these operands.
+pub(crate) fn written(call: &Call, opset: i64) -> Result<FunctionProto, ExportError> {
+    let options = ExportOptions {
+        store: &ExternalStore::new(Path::new("")),
+        embed_weights: false,
+        trained_inputs: false,
+        opset,
+    };
+    function(call, &options)
+}
+
 /// The function, still without a name. Functions have no initializers: its constants are nodes.
-fn function(kind: &Op, body: GraphProto, options: &ExportOptions<'_>) -> FunctionProto {
+fn function(call: &Call, options: &ExportOptions<'_>) -> Result<FunctionProto, ExportError> {
+    let body = body(call, options)?;
     let constants = body.initializer.into_iter().map(constant);
-    FunctionProto {
+    Ok(FunctionProto {
         domain: Some(DOMAIN.into()),
-        doc_string: Some(format!("{}{}", kind.name(), kind.attrs())),
+        doc_string: Some(format!("{}{}", call.kind.name(), call.kind.attrs())),
         input: body.input.iter().map(|i| i.name().to_string()).collect(),
         output: body.output.iter().map(|o| o.name().to_string()).collect(),
         node: constants.chain(body.node).collect(),
@@ -152,7 +167,7 @@ fn function(kind: &Op, body: GraphProto, options: &ExportOptions<'_>) -> Functio
             version: Some(options.opset),
         }],
         ..FunctionProto::default()
-    }
+    })
 }
 
 fn constant(mut value: TensorProto) -> NodeProto {

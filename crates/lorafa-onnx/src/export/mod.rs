@@ -19,7 +19,7 @@
 //! The same graph gives the same bytes, whatever the machine, path or time.
 
 mod error;
-mod functions;
+pub(crate) mod functions;
 mod init;
 mod lower;
 mod names;
@@ -37,6 +37,9 @@ use lorafa_ir::ops::{Data, External, Param, Role};
 use lorafa_ir::text::OpDisplay;
 use lorafa_ir::{Graph, Op};
 use std::collections::BTreeMap;
+
+/// Who says to have written the file.
+pub(crate) const PRODUCER: &str = "lorafa-opt";
 
 /// The least opset that is written. `Gelu` came with it.
 const LEAST_OPSET: i64 = 20;
@@ -110,8 +113,10 @@ pub fn export(graph: &Graph, options: &ExportOptions<'_>) -> Result<ModelProto, 
     };
     let mut functions = Functions::default();
     let lowered = lower::lower(graph, &mut |graph, op| {
-        let standard = ops::has_operator(graph, op, options.opset);
-        Ok(standard || functions.outline(graph, op, options)?)
+        if !ops::has_operator(graph, op, options.opset) {
+            functions.outline(graph, op, options)?;
+        }
+        Ok(true)
     })?;
     let body = ops::write_all(&lowered, options, &functions)?;
     let functions = functions.into_protos();
@@ -125,7 +130,7 @@ pub fn export(graph: &Graph, options: &ExportOptions<'_>) -> Result<ModelProto, 
     Ok(ModelProto {
         ir_version: Some(IR_VERSION),
         opset_import: opsets.into_iter().map(import).collect(),
-        producer_name: Some("lorafa-opt".into()),
+        producer_name: Some(PRODUCER.into()),
         producer_version: Some(env!("CARGO_PKG_VERSION").into()),
         graph: Some(GraphProto {
             // onnx.checker refuses a graph without a name.

@@ -1,4 +1,4 @@
-//! Model-local functions: each call becomes the function's nodes.
+//! Model-local functions: each call becomes the function's nodes, or the op that the function was written for.
 //!
 //! A name of a body is replaced by what the call binds it to, or by a new one; an attribute that
 //! refers to one of the call's takes its value, the function's default, or goes. Nodes that do not
@@ -6,12 +6,15 @@
 
 use super::LEAST_OPSET;
 use super::error::ImportError;
+use super::fused::Fused;
 use super::node::{Node, module};
+use crate::export::functions::Call;
 use crate::file::ModelFile;
 use crate::proto::{AttributeProto, FunctionProto, NodeProto, ValueInfoProto};
 use prost::Message;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 /// How deep calls may be nested: no exporter's modules come near it.
 const MAX_DEPTH: usize = 100;
@@ -25,6 +28,8 @@ pub(super) struct Program<'m> {
     pub(super) nodes: Vec<(Cow<'m, NodeProto>, i64)>,
     /// What functions say of the values of their nodes.
     pub(super) infos: Vec<ValueInfoProto>,
+    /// The nodes that are ops of ours.
+    pub(super) ops: BTreeMap<usize, Rc<Call>>,
 }
 
 /// Puts functions where they are called.
@@ -37,6 +42,7 @@ pub(super) fn inline(model: &ModelFile) -> Result<Program<'_>, ImportError> {
         program: Program {
             nodes: Vec::with_capacity(model.graph().node.len()),
             infos: Vec::new(),
+            ops: BTreeMap::new(),
         },
     };
     if inliner.functions.is_empty() {
@@ -76,7 +82,7 @@ fn functions(model: &ModelFile) -> Result<BTreeMap<Key<'_>, &FunctionProto>, Imp
 }
 
 /// A function under way.
-struct Call<'m> {
+struct Body<'m> {
     function: &'m FunctionProto,
     /// The next of its nodes.
     next: usize,
@@ -111,12 +117,18 @@ impl<'m> Inliner<'m> {
     }
 
     fn run(&mut self) -> Result<(), ImportError> {
+        let mut fused = Fused::new(self.model.graph());
         for node in &self.model.graph().node {
             let opset = self.model.opset(node.domain()).unwrap_or(0);
             let Some(function) = self.called(node) else {
                 self.program.nodes.push((Cow::Borrowed(node), opset));
                 continue;
             };
+            if let Some(op) = fused.op(node, function) {
+                self.program.ops.insert(self.program.nodes.len(), op);
+                self.program.nodes.push((Cow::Borrowed(node), opset));
+                continue;
+            }
             let mut calls = vec![self.call(function, node.clone(), opset)?];
             while let Some(call) = calls.last_mut() {
                 let Some(body) = call.function.node.get(call.next) else {
@@ -174,7 +186,7 @@ impl<'m> Inliner<'m> {
         function: &'m FunctionProto,
         node: NodeProto,
         opset: i64,
-    ) -> Result<Call<'m>, ImportError> {
+    ) -> Result<Body<'m>, ImportError> {
         let size = function.input.len() + function.output.len() + function.attribute.len();
         let described = function.attribute_proto.iter().map(Message::encoded_len);
         let described = described.chain(function.value_info.iter().map(Message::encoded_len));
@@ -238,7 +250,7 @@ impl<'m> Inliner<'m> {
                 attributes.insert(name, (*attribute).clone());
             }
         }
-        let mut call = Call {
+        let mut call = Body {
             function,
             next: 0,
             names,
@@ -256,7 +268,7 @@ impl<'m> Inliner<'m> {
     }
 
     /// A node of a body as the call has it.
-    fn instance(&mut self, call: &mut Call<'m>, body: &'m NodeProto) -> NodeProto {
+    fn instance(&mut self, call: &mut Body<'m>, body: &'m NodeProto) -> NodeProto {
         let mut node = NodeProto {
             input: Vec::with_capacity(body.input.len()),
             output: Vec::with_capacity(body.output.len()),

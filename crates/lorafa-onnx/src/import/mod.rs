@@ -1,12 +1,14 @@
 //! ONNX graph → IR graph.
 //!
-//! Functions are put where they are called (`functions`). One node becomes one or a few core ops (`ops/`), shapes computed by nodes become attributes
+//! Functions are put where they are called (`functions`), but for those that the exporter wrote for ops, which are these
+//! ops again (`fused`). One node becomes one or a few core ops (`ops/`), shapes computed by nodes become attributes
 //! (`known`), and weights get their PyTorch names back (`names`). Weights are not read: a
 //! model whose weights are not there imports all the same.
 
 mod context;
 mod error;
 mod functions;
+mod fused;
 mod known;
 mod names;
 mod node;
@@ -21,6 +23,7 @@ use crate::proto::{TypeProto, ValueInfoProto, tensor_shape_proto, type_proto};
 use context::Importer;
 use error::Fail;
 use lorafa_ir::ops::{Param, Role};
+use lorafa_ir::optimizer::STATE;
 use lorafa_ir::{Dim, Graph, Shape, TensorType};
 use node::Node;
 use signature::Signature;
@@ -52,7 +55,7 @@ pub fn import(model: &ModelFile) -> Result<Graph, ImportError> {
         importer.import(&node)?;
     }
     importer.outputs()?;
-    names::recover(&mut graph, &signature);
+    names::recover(&mut graph, &signature, model.proto().producer_name());
     Ok(graph)
 }
 
@@ -147,7 +150,12 @@ impl<'m> Importer<'m, '_> {
                 continue;
             }
             let ty = input_type(input)?;
-            self.define_input(name, Param::runtime(name, Role::Input, ty));
+            // As steps are written that have an optimizer.
+            let role = match name.starts_with(STATE) {
+                true => Role::OptState,
+                false => Role::Input,
+            };
+            self.define_input(name, Param::runtime(name, role, ty));
         }
         Ok(())
     }

@@ -11,11 +11,12 @@
 //! | `%lm_head.weight` also read as an embedding | one parameter, by the name PyTorch lists it under |
 //! | `%rotary_emb.inv_freq` | a constant |
 //!
-//! Where the exporter says what it folded, `folded` believes that first.
+//! Where the exporter says what it folded, `folded` believes that first. A file that we wrote has lost nothing.
 
 mod folded;
 
 use super::signature::Signature;
+use crate::export::PRODUCER;
 use lorafa_ir::ops::{Gather, MatMul, Op, Param, Role, is_path};
 use lorafa_ir::{Graph, OpId, Region, Site, TensorType, ValueId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -36,8 +37,11 @@ const BUFFERS: &[&str] = &[
 ];
 
 /// Gives the weights of an imported graph their names, shapes and identities back.
-pub(super) fn recover(graph: &mut Graph, signature: &Signature) {
+pub(super) fn recover(graph: &mut Graph, signature: &Signature, producer: &str) {
     mark_buffers(graph, signature);
+    if producer == PRODUCER {
+        return;
+    }
     folded::restore(graph, signature);
     unfold(graph);
     unshare(graph, signature);

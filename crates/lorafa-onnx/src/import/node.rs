@@ -46,6 +46,12 @@ impl<'m> Node<'m> {
             .filter(|name| !name.is_empty())
     }
 
+    /// The name of an output that must be there.
+    pub(super) fn required_output(&self, slot: usize) -> Result<&'m str, Fail> {
+        self.output(slot)
+            .ok_or_else(|| Fail::Why(format!("output {slot} is missing")))
+    }
+
     fn attr(&self, name: &str) -> Option<&'m AttributeProto> {
         self.proto.attribute.iter().find(|a| a.name() == name)
     }

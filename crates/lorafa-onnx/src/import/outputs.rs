@@ -4,6 +4,7 @@ use super::context::Importer;
 use super::error::ImportError;
 use crate::file::ModelFile;
 use lorafa_ir::ops::Op;
+use lorafa_ir::optimizer::is_optimizers;
 use lorafa_ir::outputs::gradient_of;
 use lorafa_ir::{Graph, OutputKind, ValueId};
 use std::collections::BTreeSet;
@@ -38,7 +39,7 @@ impl Importer<'_, '_> {
         }
         let results: Vec<(&str, ValueId)> = values
             .iter()
-            .filter(|(name, _)| gradient_of(name).is_none())
+            .filter(|(name, _)| gradient_of(name).is_none() && !is_optimizers(name))
             .copied()
             .collect();
         let loss = loss(self.patch.graph(), &results)?;

@@ -1,8 +1,11 @@
 //! Fused ops: functions, and the standard operators of opset 23.
 
-use crate::{Values, evaluate, graph_of, nodes, parse, read_back, same, try_write_at, well_formed};
-use lorafa_ir::Graph;
+use crate::{
+    Values, bodies, evaluate, graph_of, nodes, parse, read_back, same, try_read_back, try_write_at,
+    well_formed,
+};
 use lorafa_ir::interp::Array;
+use lorafa_ir::{Graph, Op};
 use lorafa_onnx::proto::{FunctionProto, ModelProto};
 use std::collections::BTreeSet;
 
@@ -37,17 +40,14 @@ fn values(graph: &Graph) -> Values {
         .collect()
 }
 
-/// What is written computes what the graph does.
+/// What is written computes what the graph does, as ops and as the nodes of functions.
 #[track_caller]
 fn means_the_same(graph: &Graph, model: &ModelProto) {
     let values = values(graph);
     let expected = evaluate(graph.clone(), &values);
-    same(
-        &evaluate(read_back(model), &values),
-        &expected,
-        1e-6,
-        "read back",
-    );
+    for (read, what) in [(model.clone(), "as ops"), (bodies(model), "as nodes")] {
+        same(&evaluate(read_back(&read), &values), &expected, 1e-6, what);
+    }
 }
 
 #[test]
@@ -121,18 +121,78 @@ fn attention_and_its_gradient_drop_the_same() {
     }
 }
 
-#[test]
-fn short_bodies_stand_in_place() {
+/// The mnemonics of what computes.
+fn mnemonics(graph: &Graph) -> Vec<&'static str> {
+    let ops = graph.ops().filter(|op| !matches!(op.kind, Op::Param(_)));
+    ops.map(|op| op.kind.name()).collect()
+}
+
+fn two_norms() -> (Graph, ModelProto) {
     let graph = parse(
         "graph @g {
            param %x : f32[2,3] input
-           v1 = silu %x : f32[2,3]
-           out \"y\" = v1
+           param %w : f32[3] input
+           v2, v3 = rms_norm %x, %w {axis=1, eps=0.5} : f32[2,3], f32[2,1]
+           v4, v5 = rms_norm v2, %w {axis=1, eps=0.5} : f32[2,3], f32[2,1]
+           out \"y\" = v4
          }",
     );
     let model = write_at(&graph, 20);
-    assert_eq!(operators(&model), ["Sigmoid", "Mul"]);
-    assert!(model.functions.is_empty());
+    assert_eq!(operators(&model), ["rms_norm", "rms_norm"]);
+    (graph, model)
+}
+
+#[test]
+fn calls_come_back_as_the_ops_they_were_written_for() {
+    let (graph, model) = two_norms();
+    let again = read_back(&model);
+    assert_eq!(mnemonics(&again), ["rms_norm", "rms_norm"]);
+    let kinds = |graph: &Graph| graph.ops().map(|op| op.kind.clone()).collect::<Vec<_>>();
+    assert_eq!(kinds(&again), kinds(&graph));
+}
+
+/// A function means what its nodes do, whatever it says that it is.
+#[test]
+fn functions_that_others_changed_are_what_their_nodes_are() {
+    let (graph, written) = two_norms();
+    let changes: [fn(&mut FunctionProto); 4] = [
+        |f| f.doc_string = None,
+        |f| f.doc_string = Some("rms_norm {axis=1, eps=0.25}".into()),
+        |f| f.doc_string = Some("softmax {axis=1}".into()),
+        |f| f.doc_string = Some("rms_norm {".into()),
+    ];
+    for change in changes {
+        let mut model = written.clone();
+        change(&mut model.functions[0]);
+        assert!(!mnemonics(&read_back(&model)).contains(&"rms_norm"));
+        means_the_same(&graph, &model);
+    }
+    let mut model = written.clone();
+    let mut nodes = model.functions[0].node.iter_mut();
+    nodes.find(|n| n.op_type() == "Sqrt").unwrap().op_type = Some("Exp".into());
+    let again = read_back(&model);
+    assert!(mnemonics(&again).contains(&"exp"), "{again}");
+    assert!(!mnemonics(&again).contains(&"rms_norm"), "{again}");
+}
+
+/// What the file states of a value must be so: the op was made for that.
+#[test]
+fn calls_with_operands_of_other_types_are_refused() {
+    let (_, mut model) = two_norms();
+    let infos = &mut model.graph.as_mut().unwrap().value_info;
+    let info = infos.iter_mut().find(|info| info.name() == "v2").unwrap();
+    let first = parse(
+        "graph @g {
+           param %x : f32[5,3] input
+           v1 = exp %x : f32[5,3]
+           v2 = exp v1 : f32[5,3]
+           out \"y\" = v2
+         }",
+    );
+    info.r#type = graph_of(&write_at(&first, 20)).value_info[0].r#type.clone();
+    let error = try_read_back(&model).unwrap_err().to_string();
+    let expected = "`v2` is f32[2,3], and the file states f32[5,3]";
+    assert!(error.contains(expected), "{error}");
 }
 
 #[test]
@@ -220,4 +280,6 @@ fn functions_are_given_weights_as_they_are_held() {
     let body = &model.functions[0].node;
     assert!(body.iter().any(|n| n.op_type() == "MatMul"));
     assert!(body.iter().all(|n| n.op_type() != "Transpose"));
+    let again = read_back(&model);
+    assert_eq!(mnemonics(&again), ["transpose", "linear_cross_entropy"]);
 }

@@ -38,6 +38,9 @@ impl<'m> Importer<'m, '_> {
     /// otherwise.
     pub(super) fn dispatch(&mut self, node: &Node<'m>) -> Result<(), Fail> {
         self.enter(node);
+        if let Some(call) = self.program.ops.get(&(node.seq as usize)) {
+            return self.fused(node, call);
+        }
         let standard = matches!(node.proto.domain(), "" | "ai.onnx");
         let handler = FAMILIES
             .iter()
