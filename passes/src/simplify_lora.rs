@@ -36,6 +36,9 @@ use std::sync::Arc;
 /// See the module.
 pub struct SimplifyLora;
 
+/// Most adapters of one B that are looked at: a bound for hostile input.
+const MAX_SHARING: usize = 64;
+
 /// Gradients with their cheaper spellings.
 type Found = (Vec<Gradient>, Simplified);
 
@@ -206,7 +209,7 @@ fn gradients(graph: &Graph) -> Vec<(ValueId, Vec<Adapter>)> {
             continue;
         };
         let adapters = graph.adapters().iter().filter(|a| a.b == param);
-        let adapters: Vec<Adapter> = adapters.cloned().collect();
+        let adapters: Vec<Adapter> = adapters.take(MAX_SHARING).cloned().collect();
         let mut values = vec![output.value];
         while values.len() < adapters.len() {
             let sums = values.iter().map(|v| binary(graph, *v, BinaryKind::Add));

@@ -170,7 +170,7 @@ impl<'g> Look<'g> {
         within.is_some_and(|of_input| *of_input) || self.inputs.contains(&self.root(value))
     }
 
-    /// Whether the gradient is one product with `x·A` already.
+    /// Whether the gradient is one product with `x·A` already, but for its shape and a factor.
     pub(super) fn is_normal(&self) -> bool {
         let Gradient { adapter, value } = &self.gradient;
         let mut value = *value;
@@ -185,6 +185,7 @@ impl<'g> Look<'g> {
                     return normal && !other.is_some_and(|v| self.is_of_input(*v));
                 }
                 Some(Form::Reshape) => value = op.operands[0],
+                Some(Form::Scale(x, _)) => value = x,
                 _ => return false,
             }
         }
