@@ -17,7 +17,8 @@
 //! Of adapters, structure tells: the gradient of B is a product with `x·A`, that of A a product of `x` with what is a
 //! product with B. Names decide where several would do, as of matrices that exporters merged because they were equal
 //! when the graph was written, and for all other weights. What the backward pass reads of an adapter is the matrix that
-//! trains, or training would go on with the old one.
+//! trains, or training would go on with the old one. A gradient that is the sum of products with several adapters' inputs is that of
+//! one matrix, which these adapters share.
 //!
 //! What has a gradient trains, all else stays as it is.
 
@@ -27,7 +28,7 @@ use crate::pass::{Changed, Method, Pass, PassCx, PassError, PassKind};
 use lorafa_ir::ops::Role;
 use lorafa_ir::outputs::{gradient_of, is_named};
 use lorafa_ir::{Graph, OutputKind, Region, ValueId};
-use pattern::{Gradient, Pattern};
+use pattern::{Gradient, Pattern, are_equal};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -56,16 +57,23 @@ impl Pass for FindGradients {
         let pattern = Pattern::of(graph);
         let mut owners: BTreeMap<Arc<str>, ValueId> = BTreeMap::new();
         let mut taken: BTreeMap<ValueId, Arc<str>> = BTreeMap::new();
-        let mut found: Vec<Gradient> = Vec::new();
-        let mut by_name = 0;
+        let (mut found, mut tied) = (Vec::new(), BTreeMap::new());
+        let mut by_name: Vec<ValueId> = Vec::new();
         for (output, value) in open {
-            let gradient = choose(graph, pattern.gradients(graph, value), &output);
-            let param = match gradient {
-                Some(gradient) => gradient.param,
+            let gradient = choose(graph, pattern.summands(graph, value), &output);
+            let param = match &gradient {
+                Some((param, _)) => *param,
                 None => named(graph, &output)?,
             };
-            by_name += usize::from(gradient.is_none());
-            found.extend(gradient);
+            if gradient.is_none() {
+                by_name.push(param);
+            }
+            for summand in gradient.iter().flat_map(|(_, summands)| summands) {
+                if summand.param != param {
+                    tied.insert(summand.param, param);
+                }
+                found.push(Gradient { param, ..*summand });
+            }
             refuse_other_type(graph, &output, value, param)?;
             if let Some(first) = taken.insert(param, output.clone()) {
                 return Err(PassError::Refused(format!(
@@ -81,6 +89,8 @@ impl Pass for FindGradients {
             }
             owners.insert(output, param);
         }
+        tie(graph, cx, &tied, &taken)?;
+        refuse_parted(graph, &by_name, &taken)?;
         pattern::read_what_trains(graph, &found)?;
         let mut patch = graph.patch("find-gradients");
         for param in owners.values() {
@@ -93,8 +103,9 @@ impl Pass for FindGradients {
         let changes = patch.changes();
         refuse_method(graph, cx, taken.keys().copied().collect())?;
         cx.note(format_args!(
-            "{} gradients of adapters by their structure, {by_name} gradients by their names",
-            found.len()
+            "{} gradients of adapters by their structure, {} gradients by their names",
+            taken.len() - by_name.len(),
+            by_name.len()
         ));
         let weights = graph.params().filter(|(_, p)| p.is_weight()).count();
         cx.warn(format_args!(
@@ -105,19 +116,89 @@ impl Pass for FindGradients {
     }
 }
 
-/// The one gradient that a value may be; of several the one of that name, or else the only one that reads the adapter's own
-/// matrix.
-fn choose(graph: &Graph, found: Vec<Gradient>, output: &str) -> Option<Gradient> {
-    let only = |found: Vec<Gradient>| match found.as_slice() {
-        [gradient] => Some(*gradient),
-        _ => None,
+/// The one matrix whose gradient a value may be, by its summands, and these as gradients of the matrix or of a copy of it. Of
+/// several the one of that name, or else the only one that is read itself.
+fn choose(
+    graph: &Graph,
+    summands: Vec<Vec<Gradient>>,
+    output: &str,
+) -> Option<(ValueId, Vec<Gradient>)> {
+    let of = |summand: &[Gradient], param: ValueId, taken: &[Gradient]| {
+        let of = summand.iter().filter(|g| are_equal(graph, g.param, param));
+        let taken = |g: &Gradient| taken.iter().any(|t| t.adapter == g.adapter);
+        of.min_by_key(|g| (g.param != param, taken(g), !g.exact))
+            .copied()
+    };
+    let of_all = |g: &&Gradient| summands.iter().all(|s| of(s, g.param, &[]).is_some());
+    let found: Vec<Gradient> = summands.iter().flatten().filter(of_all).copied().collect();
+    let only = |found: Vec<Gradient>| {
+        let first = found.iter().map(|g| g.param).min()?;
+        // Of a sum, `find-lora` may have parted the one matrix: copies come after it.
+        let is_copy = |g: &Gradient| summands.len() > 1 && are_equal(graph, g.param, first);
+        (found.len() == 1 || found.iter().all(is_copy)).then_some(first)
     };
     let mut named = found.iter().filter(|g| is_of(graph, g.param, output));
-    match (found.len(), named.next()) {
+    let param = match (found.len(), named.next()) {
         (1, _) => only(found),
-        (_, Some(named)) => Some(*named),
+        (_, Some(named)) => Some(named.param),
         _ => only(found.into_iter().filter(|g| g.exact).collect()),
+    }?;
+    let mut chosen: Vec<Gradient> = Vec::new();
+    for summand in &summands {
+        chosen.extend(of(summand, param, &chosen));
     }
+    Some((param, chosen))
+}
+
+/// Makes one matrix again of those that have one gradient.
+fn tie(
+    graph: &mut Graph,
+    cx: &mut PassCx,
+    tied: &BTreeMap<ValueId, ValueId>,
+    taken: &BTreeMap<ValueId, Arc<str>>,
+) -> Result<(), PassError> {
+    for (matrix, with) in tied {
+        let (matrix_name, with_name) = (name(graph, *matrix), name(graph, *with));
+        if let (Some(own), Some(sum)) = (taken.get(matrix), taken.get(with)) {
+            return Err(PassError::Refused(format!(
+                "{sum:?} is the gradient of {with_name} and {matrix_name}, and {own:?} that of {matrix_name} alone: one of \
+                 them is too many"
+            )));
+        }
+        cx.note(format_args!(
+            "{matrix_name} is {with_name}: they have one gradient"
+        ));
+        graph.patch("find-gradients").replace(*matrix, *with)?;
+    }
+    Ok(())
+}
+
+/// Refuses a gradient of an adapter's matrix that may be that of another's, too: `find-lora` parted them, and the forward pass
+/// would read a copy that does not train.
+fn refuse_parted(
+    graph: &Graph,
+    by_name: &[ValueId],
+    taken: &BTreeMap<ValueId, Arc<str>>,
+) -> Result<(), PassError> {
+    let matrices: BTreeSet<ValueId> = graph.adapters().iter().flat_map(|a| [a.a, a.b]).collect();
+    let is_copy = |value: &&ValueId| {
+        let uses = graph.uses(**value);
+        let mut regions = uses.iter().map(|read| graph.op(read.op).site.region);
+        !taken.contains_key(*value) && regions.all(|region| region == Region::Forward)
+    };
+    for copy in matrices.iter().filter(is_copy) {
+        let of = |value: &&ValueId| matrices.contains(value) && are_equal(graph, **value, *copy);
+        if let Some(param) = by_name.iter().find(of) {
+            return Err(PassError::Refused(format!(
+                "{} and {} were equal when the model was written, only the first has a gradient, {:?}, and its structure \
+                 does not tell whether they are one: train both, or neither",
+                name(graph, *param),
+                name(graph, *copy),
+                taken[param]
+            )));
+        }
+    }
+    Ok(())
 }
 
 fn name(graph: &Graph, param: ValueId) -> &str {

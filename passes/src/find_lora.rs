@@ -15,6 +15,10 @@
 //! inner dimension is smaller than the outer ones. Casts, reshapes, dropout and scalings may stand
 //! anywhere between. A and B without PyTorch's names get them.
 //!
+//! A matrix that adapters of two modules read was merged by the exporter, or tied by the model. In forward graphs, what is the same
+//! number everywhere was merged, and a B whose numbers are not known. All else is tied. In training graphs all are parted, and
+//! `find-gradients` ties those again that have one gradient.
+//!
 //! DoRA is refused: its scale depends on the weights, which these graphs do not train.
 
 mod pattern;
@@ -194,21 +198,25 @@ fn refuse_other_rank(graph: &Graph, matches: &[Match], cx: &PassCx) -> Result<()
 }
 
 fn record(graph: &mut Graph, matches: Vec<Match>, cx: &mut PassCx) -> Result<Changed, PassError> {
-    let mut owners: BTreeMap<ValueId, Arc<str>> = BTreeMap::new();
     let named = |(value, p): (ValueId, &Param)| (p.name.clone(), value);
-    let mut names: Names = graph.params().map(named).collect();
+    let mut known = Known {
+        names: graph.params().map(named).collect(),
+        owners: BTreeMap::new(),
+        readers: BTreeSet::new(),
+        training: graph.ops().any(|op| op.site.region == Region::Backward),
+    };
     let mut patch = graph.patch("find-lora");
     for hit in matches {
         let (xa, b) = (hit.xa, hit.b.param);
-        let mut known = patch.graph().adapters().iter();
-        if known.any(|known| known.xa == xa && known.b == b) {
+        let mut adapters = patch.graph().adapters().iter();
+        if adapters.any(|there| there.xa == xa && there.b == b) {
             continue;
         }
         let module = module(patch.graph(), &hit);
         let mut own = |patch: &mut Patch<'_>, weight: &Weight, which: &str| {
             let name: Arc<str> = format!("{module}.lora_{which}.default.weight").into();
-            let param = owned(patch, weight, &name, &module, &mut owners, &mut names, cx)?;
-            rename(patch, param, name, &mut names);
+            let param = known.owned(patch, weight, (which, &name), &module, cx)?;
+            rename(patch, param, name, &mut known.names);
             Ok::<ValueId, PassError>(param)
         };
         let (a, b) = (own(&mut patch, &hit.a, "A")?, own(&mut patch, &hit.b, "B")?);
@@ -231,52 +239,72 @@ fn record(graph: &mut Graph, matches: Vec<Match>, cx: &mut PassCx) -> Result<Cha
 /// Parameters by name.
 type Names = BTreeMap<Arc<str>, ValueId>;
 
-/// The adapter's own parameter: exporters store equal tensors once, but they train apart. It is the one of its name that
-/// the backward pass reads, or a copy.
-fn owned(
-    patch: &mut Patch<'_>,
-    weight: &Weight,
-    name: &Arc<str>,
-    module: &Arc<str>,
-    owners: &mut BTreeMap<ValueId, Arc<str>>,
-    names: &mut Names,
-    cx: &mut PassCx,
-) -> Result<ValueId, PassError> {
-    let owner = owners.entry(weight.param).or_insert_with(|| module.clone());
-    if owner == module {
-        return Ok(weight.param);
-    }
-    let owner = owner.clone();
-    let Some(param) = patch.graph().param(weight.param).cloned() else {
-        return Ok(weight.param);
-    };
-    let graph = patch.graph();
-    let taken = names.get(name).copied();
-    let equal = |value: &ValueId| {
-        let there = graph.param(*value);
-        there.is_some_and(|there| there.same_elements(&param) == Some(true))
-    };
-    let own = taken.filter(|value| equal(value) && !owners.contains_key(value));
-    if !weight.direct || own.is_none() && taken.is_some() {
-        cx.note(format_args!(
-            "{module} and {owner} share {} and train it together",
-            param.name
-        ));
-        return Ok(weight.param);
-    }
-    let own = match own {
-        Some(own) => own,
-        None => {
-            let mut copy = param;
-            copy.name = name.clone();
-            let op = graph.value(weight.param).op;
-            patch.at(op).add1(Op::Param(Box::new(copy)), &[])?
+/// What is known of adapters' matrices.
+struct Known {
+    names: Names,
+    /// The module of the first adapter that a matrix was found in.
+    owners: BTreeMap<ValueId, Arc<str>>,
+    /// The operands that adapters read their matrices with.
+    readers: BTreeSet<(OpId, usize)>,
+    /// Whether the graph has a backward pass.
+    training: bool,
+}
+
+impl Known {
+    /// The adapter's own parameter: exporters store equal tensors once, but they train apart. It is the one of its name that
+    /// the backward pass reads, or a copy.
+    fn owned(
+        &mut self,
+        patch: &mut Patch<'_>,
+        weight: &Weight,
+        (which, name): (&str, &Arc<str>),
+        module: &Arc<str>,
+        cx: &mut PassCx,
+    ) -> Result<ValueId, PassError> {
+        let owner = self.owners.entry(weight.param);
+        let owner = owner.or_insert_with(|| module.clone()).clone();
+        let first = self.readers.insert((weight.reader, weight.slot));
+        if owner == *module {
+            return Ok(weight.param);
         }
-    };
-    names.insert(name.clone(), own);
-    patch.set_operand(weight.reader, weight.slot, own);
-    owners.insert(own, module.clone());
-    Ok(own)
+        let graph = patch.graph();
+        let Some(param) = graph.param(weight.param).cloned() else {
+            return Ok(weight.param);
+        };
+        let taken = self.names.get(name).copied();
+        let equal = |value: &ValueId| {
+            let there = graph.param(*value);
+            there.is_some_and(|there| there.same_elements(&param) == Some(true))
+        };
+        let own = taken.filter(|value| equal(value) && !self.owners.contains_key(value));
+        // Some exporters merge whatever is equal, as B is before it trains.
+        let merged = self.training || param.is_uniform().unwrap_or(which == "B");
+        let free = own.is_some() || taken.is_none() && merged;
+        if !(weight.direct && first && free) {
+            cx.note(format_args!(
+                "{module} and {owner} share {} and train it together",
+                param.name
+            ));
+            return Ok(weight.param);
+        }
+        let own = match own {
+            Some(own) => own,
+            None => {
+                cx.note(format_args!(
+                    "{module} has its own copy of {}, which {owner} reads, too",
+                    param.name
+                ));
+                let mut copy = param;
+                copy.name = name.clone();
+                let op = graph.value(weight.param).op;
+                patch.at(op).add1(Op::Param(Box::new(copy)), &[])?
+            }
+        };
+        self.names.insert(name.clone(), own);
+        patch.set_operand(weight.reader, weight.slot, own);
+        self.owners.insert(own, module.clone());
+        Ok(own)
+    }
 }
 
 /// Gives a parameter PyTorch's name unless it has one or the name is taken.

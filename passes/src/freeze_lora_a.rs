@@ -16,6 +16,8 @@
 //! optimizer, which comes later, gives it no moments. What is left of `x` is a matter of the graph, not of this pass: it
 //! ends with a [`Certificate`] that looks for every backward op that still reads the memory of an
 //! adapter's `x`. This is no equality: training takes another path.
+//!
+//! An A that something else reads in the forward pass, too, is left alone: it trains on, and the certificate says so.
 
 use crate::eliminate_dead_code::live_ops;
 use crate::matching::MAX_STEPS;
@@ -40,12 +42,13 @@ impl Pass for FreezeLoraA {
     }
 
     fn run(&self, graph: &mut Graph, cx: &mut PassCx) -> Result<Changed, PassError> {
-        let frozen: BTreeSet<ValueId> = graph
+        let (own, tied): (Vec<&Adapter>, Vec<&Adapter>) = graph
             .adapters()
             .iter()
-            .map(|adapter| adapter.a)
-            .filter(|a| graph.role(*a) == Some(Role::Trained))
-            .collect();
+            .filter(|adapter| graph.role(adapter.a) == Some(Role::Trained))
+            .partition(|adapter| other_reader(graph, adapter).is_none());
+        let of = |adapters: Vec<&Adapter>| adapters.into_iter().map(|a| a.a).collect();
+        let (frozen, tied): (BTreeSet<ValueId>, BTreeSet<ValueId>) = (of(own), of(tied));
         if graph.adapters().is_empty() {
             return Err(PassError::Refused(
                 "the model has no adapters to freeze".into(),
@@ -60,6 +63,12 @@ impl Pass for FreezeLoraA {
             patch.set_role(*a, Role::Frozen);
         }
         let changes = patch.changes();
+        for a in &tied {
+            cx.note(format_args!(
+                "{} is tied and trains on",
+                ValueDisplay(graph, *a)
+            ));
+        }
         let certificate = certify(graph);
         cx.note(format_args!(
             "{} of {} adapters release x",
@@ -140,14 +149,53 @@ pub fn certify(graph: &Graph) -> Certificate {
             x: adapter.x,
             root,
             bytes: graph.ty(root).bytes().unwrap_or(0),
-            kept: keepers
-                .get(&root)
-                .map(|reader| keeper(graph, *reader, root, &root_of(&views))),
+            kept: left_alone(graph, adapter).or_else(|| {
+                let reader = keepers.get(&root)?;
+                Some(keeper(graph, *reader, root, &root_of(&views)))
+            }),
         }
     };
     Certificate {
         proofs: graph.adapters().iter().map(proof).collect(),
     }
+}
+
+/// What reads an adapter's A in the forward pass beside the product `x·A`, in words.
+fn other_reader(graph: &Graph, adapter: &Adapter) -> Option<String> {
+    let mut work = vec![adapter.a];
+    while let Some(value) = work.pop() {
+        for read in graph.uses(value) {
+            let op = graph.op(read.op);
+            match op.kind {
+                _ if op.site.region != Region::Forward || op.results[0] == adapter.xa => {}
+                Op::Cast(_) | Op::Transpose(_) => work.push(op.results[0]),
+                _ => return Some(in_words(op)),
+            }
+        }
+    }
+    // Two layers of one input have one product with A.
+    let mut others = graph.adapters().iter().filter(|other| *other != adapter);
+    let other = others.find(|other| other.a == adapter.a)?;
+    Some(format!("the adapter of {}", other.module))
+}
+
+fn in_words(op: &OpData) -> String {
+    format!("{}{}", op.kind.name(), in_module(&op.site.module))
+}
+
+/// What an adapter says whose A is tied.
+fn left_alone(graph: &Graph, adapter: &Adapter) -> Option<Keeper> {
+    let other = match graph.role(adapter.a) {
+        Some(Role::Trained) => other_reader(graph, adapter)?,
+        _ => return None,
+    };
+    let a = ValueDisplay(graph, adapter.a);
+    Some(Keeper {
+        by: in_words(graph.def(adapter.xa)),
+        reason: format!(
+            "it is left alone: its A is tied, {other} reads {a}, too, and the gradient of {a} needs x"
+        ),
+    })
 }
 
 fn root_of(views: &Views) -> impl Fn(ValueId) -> ValueId {
@@ -162,7 +210,7 @@ fn is_view(op: &OpData, views: &Views) -> bool {
 fn keeper(graph: &Graph, reader: OpId, x: ValueId, root: &impl Fn(ValueId) -> ValueId) -> Keeper {
     let reader = graph.op(reader);
     let Some(forward) = reader.site.of.and_then(|of| graph.get_op(of)) else {
-        let by = format!("{}{}", reader.kind.name(), in_module(&reader.site.module));
+        let by = in_words(reader);
         let reason = match gradient_of(graph, reader) {
             Some(weight) => format!(
                 "the gradient of the trained weight {} needs x",
@@ -172,7 +220,7 @@ fn keeper(graph: &Graph, reader: OpId, x: ValueId, root: &impl Fn(ValueId) -> Va
         };
         return Keeper { by, reason };
     };
-    let by = format!("{}{}", forward.kind.name(), in_module(&forward.site.module));
+    let by = in_words(forward);
     let weight = forward.operands.get(1).copied().map(root);
     let trained = weight.filter(|w| graph.role(*w) == Some(Role::Trained));
     let reason = match (&forward.kind, trained) {

@@ -2,6 +2,7 @@
 
 use super::{Trained, state};
 use crate::pass::PassError;
+use lorafa_ir::ops::Role;
 use lorafa_ir::optimizer::INVERSE;
 use lorafa_ir::{Adapter, DType, Patch, TensorType, ValueId};
 use std::collections::BTreeMap;
@@ -38,6 +39,13 @@ impl Projections {
         for adapter in &adapters {
             if trained.iter().all(|t| t.param != adapter.b) {
                 continue;
+            }
+            if patch.graph().role(adapter.a) == Some(Role::Trained) {
+                return Err(PassError::Refused(format!(
+                    "the adapter of {} trains its A, which is tied, and PEFT's LoRA-FA optimizer needs A to stay as it \
+                     is; use AdamW",
+                    adapter.module
+                )));
             }
             let first = *of_b.entry(adapter.b).or_insert(adapter);
             if (first.a, first.scale) != (adapter.a, adapter.scale) {

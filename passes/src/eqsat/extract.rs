@@ -1,9 +1,14 @@
 //! Extraction: of each class of equal terms that is needed, one; the cheapest choice of all.
 //!
 //! What several terms share is computed once, and what several read is kept once, so the cheapest of each class by itself
-//! need not be the cheapest of all. The search tries every choice, and leaves out those that cannot be cheaper
-//! than the best so far.
+//! need not be the cheapest of all. What is kept is decided first (`keep`): all smallest ways to keep enough. Given that, roots that
+//! share no class are searched apart, each by trying every choice but those that cannot be cheaper than the best so far.
+//!
+//! Both searches end after [`TRIES`] steps. What was best until then is taken, which is no worse than the first way found: what
+//! is largest is not kept where it need not be, and each class is its term with the lowest bound.
 
+use super::keep::{least_kept, makeable};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::Add;
 
@@ -59,69 +64,164 @@ pub(crate) struct Choice {
     pub(crate) needs: Vec<usize>,
 }
 
-/// Classes of equal terms, and the one to have.
+/// Classes of equal terms, and those to have.
 #[derive(Clone, Default, Debug)]
 pub(crate) struct Problem {
     /// The terms of each class.
     pub(crate) classes: Vec<Vec<Choice>>,
     /// Sizes of what can be kept.
     pub(crate) bytes: Vec<u64>,
-    /// The class that is asked for.
-    pub(crate) root: usize,
+    /// The classes that are asked for.
+    pub(crate) roots: Vec<usize>,
 }
 
 /// Of each class that is needed, the place of the term.
 pub(crate) type Chosen = Vec<Option<usize>>;
 
-/// Choices that are tried at most; what was best until then is taken.
+/// Steps of a search at most.
 pub(crate) const TRIES: usize = 20_000;
 
-/// The cheapest choice; `None` if the root cannot be made of anything.
-pub(crate) fn extract(problem: &Problem) -> Option<(Cost, Chosen)> {
-    let bounds = bounds(problem);
-    if bounds[problem.root] == Cost::MOST {
-        return None;
+/// The cheapest choice.
+#[derive(Clone, Debug)]
+pub(crate) struct Extracted {
+    pub(crate) cost: Cost,
+    pub(crate) chosen: Chosen,
+    /// Whether every search came to its end.
+    pub(crate) proven: bool,
+}
+
+/// The cheapest choice; `None` if some root cannot be made of anything.
+pub(crate) fn extract(problem: &Problem) -> Option<Extracted> {
+    let (ways, mut proven) = least_kept(problem)?;
+    let mut best: Option<(Cost, Chosen)> = None;
+    for kept in ways {
+        let found = with_kept(problem, &kept, &mut proven);
+        let total = (cost(problem, &found), found);
+        if best.as_ref().is_none_or(|best| total.0 < best.0) {
+            best = Some(total);
+        }
     }
-    let greedy = greedy(problem, &bounds);
-    let mut search = Search {
-        problem,
-        least: problem.classes.iter().map(|class| least(class)).collect(),
-        best: (cost(problem, &greedy), greedy),
-        chosen: vec![None; problem.classes.len()],
-        kept: vec![0; problem.bytes.len()],
-        bounds,
-        tries: TRIES,
+    let (cost, chosen) = best?;
+    Some(Extracted {
+        cost,
+        chosen,
+        proven,
+    })
+}
+
+/// The choice with the fewest FLOPs, then ops, that keeps no more than this.
+fn with_kept(problem: &Problem, kept: &[bool], proven: &mut bool) -> Chosen {
+    let makeable = makeable(problem, kept);
+    let usable = |choice: &Choice| {
+        choice.keeps.is_none_or(|at| kept[at]) && choice.needs.iter().all(|need| makeable[*need])
     };
-    search.go(vec![problem.root], Cost::default());
-    Some(search.best)
+    let usable: Vec<Vec<bool>> = problem
+        .classes
+        .iter()
+        .map(|class| class.iter().map(usable).collect())
+        .collect();
+    let mut chosen = vec![None; problem.classes.len()];
+    for (roots, shared) in apart(problem, &usable) {
+        let nothing = vec![false; problem.classes.len()];
+        let mut search = Search::new(problem, &usable, &roots, nothing);
+        if roots.len() > 1 {
+            for root in &roots {
+                let mut alone = Search::new(problem, &usable, &[*root], shared.clone());
+                alone.run();
+                if alone.tries > 0 {
+                    search.least[*root] = alone.best.0;
+                }
+            }
+        }
+        search.run();
+        *proven &= search.tries > 0;
+        for (class, at) in search.best.1.iter().enumerate() {
+            chosen[class] = chosen[class].or(*at);
+        }
+    }
+    chosen
 }
 
-/// What a term costs by itself.
-fn own(problem: &Problem, choice: &Choice) -> Cost {
-    Cost {
-        bytes: choice.keeps.map_or(0, |kept| problem.bytes[kept]),
-        flops: choice.flops,
-        ops: choice.ops,
+/// Roots in groups that share no class that costs something, each with the classes that several of its roots can be made of.
+fn apart(problem: &Problem, usable: &[Vec<bool>]) -> Vec<(Vec<usize>, Vec<bool>)> {
+    let mut groups: Vec<(Vec<usize>, Vec<bool>, Vec<bool>)> = Vec::new();
+    for root in BTreeSet::from_iter(&problem.roots) {
+        let mut roots = vec![*root];
+        let mut reach = reach(problem, usable, *root);
+        let mut shared = vec![false; problem.classes.len()];
+        groups.retain(|(others, theirs, between)| {
+            let both = || reach.iter().zip(theirs).map(|(a, b)| *a && *b);
+            if !both().any(|both| both) {
+                return true;
+            }
+            for ((shared, both), between) in shared.iter_mut().zip(both()).zip(between) {
+                *shared |= both || *between;
+            }
+            for (reach, theirs) in reach.iter_mut().zip(theirs) {
+                *reach |= *theirs;
+            }
+            roots.extend(others);
+            false
+        });
+        groups.push((roots, reach, shared));
+    }
+    let groups = groups.into_iter();
+    groups.map(|(roots, _, shared)| (roots, shared)).collect()
+}
+
+/// The classes that a root can be made of, without those that cost nothing.
+fn reach(problem: &Problem, usable: &[Vec<bool>], root: usize) -> Vec<bool> {
+    let mut reach = vec![false; problem.classes.len()];
+    let mut work = vec![root];
+    while let Some(class) = work.pop() {
+        let choices = problem.classes[class].iter().zip(&usable[class]);
+        let needs = choices
+            .filter(|(_, usable)| **usable)
+            .map(|(c, _)| &c.needs);
+        let needs: Vec<usize> = needs.flatten().copied().collect();
+        if !needs.is_empty() && !std::mem::replace(&mut reach[class], true) {
+            work.extend(needs);
+        }
+    }
+    reach
+}
+
+/// What a term costs by itself, but for what it keeps.
+fn own(choice: &Choice, free: bool) -> Cost {
+    match free {
+        true => Cost::default(),
+        false => Cost {
+            bytes: 0,
+            flops: choice.flops,
+            ops: choice.ops,
+        },
     }
 }
 
-/// What the cheapest term of a class costs by itself at least, if all that it keeps is kept anyway.
-fn least(class: &[Choice]) -> Cost {
-    let costs = class.iter().map(|choice| Cost {
-        bytes: 0,
-        flops: choice.flops,
-        ops: choice.ops,
-    });
-    costs.min().unwrap_or(Cost::MOST)
+/// What a choice costs in all.
+pub(crate) fn cost(problem: &Problem, chosen: &Chosen) -> Cost {
+    let mut kept = vec![false; problem.bytes.len()];
+    let taken = chosen.iter().zip(&problem.classes);
+    let taken = taken.filter_map(|(at, class)| at.map(|at| &class[at]));
+    taken.fold(Cost::default(), |sum, choice| {
+        let mut cost = own(choice, false);
+        if let Some(at) = choice.keeps
+            && !std::mem::replace(&mut kept[at], true)
+        {
+            cost.bytes = problem.bytes[at];
+        }
+        sum + cost
+    })
 }
 
 /// What each class costs at least: its cheapest term, and the dearest of what that needs.
-pub(super) fn bounds(problem: &Problem) -> Vec<Cost> {
+fn bounds(problem: &Problem, usable: &[Vec<bool>], free: &[bool]) -> Vec<Cost> {
     let mut bounds = vec![Cost::MOST; problem.classes.len()];
     loop {
         let mut changed = false;
         for (at, class) in problem.classes.iter().enumerate() {
-            let costs = class.iter().map(|choice| bound(problem, &bounds, choice));
+            let choices = class.iter().zip(&usable[at]).filter(|(_, usable)| **usable);
+            let costs = choices.map(|(choice, _)| bound(&bounds, choice, free[at]));
             if let Some(cost) = costs.min().filter(|cost| *cost < bounds[at]) {
                 bounds[at] = cost;
                 changed = true;
@@ -133,59 +233,71 @@ pub(super) fn bounds(problem: &Problem) -> Vec<Cost> {
     }
 }
 
-fn bound(problem: &Problem, bounds: &[Cost], choice: &Choice) -> Cost {
+fn bound(bounds: &[Cost], choice: &Choice, free: bool) -> Cost {
     let needs = choice.needs.iter().map(|class| bounds[*class]);
     match needs.max().unwrap_or_default() {
         Cost::MOST => Cost::MOST,
-        needs => own(problem, choice) + needs,
+        needs => own(choice, free) + needs,
     }
-}
-
-/// Of each class the term whose bound is lowest: bounds fall from a term to what it needs, so it is no cycle.
-pub(super) fn greedy(problem: &Problem, bounds: &[Cost]) -> Chosen {
-    let mut chosen = vec![None; problem.classes.len()];
-    let mut work = vec![problem.root];
-    while let Some(class) = work.pop() {
-        if chosen[class].is_none() {
-            let terms = problem.classes[class].iter().enumerate();
-            let best = terms.min_by_key(|(_, choice)| bound(problem, bounds, choice));
-            chosen[class] = best.map(|(at, _)| at);
-            work.extend(best.iter().flat_map(|(_, choice)| &choice.needs));
-        }
-    }
-    chosen
-}
-
-/// What a choice costs in all.
-pub(crate) fn cost(problem: &Problem, chosen: &Chosen) -> Cost {
-    let mut kept = vec![false; problem.bytes.len()];
-    let taken = chosen.iter().zip(&problem.classes);
-    let taken = taken.filter_map(|(at, class)| at.map(|at| &class[at]));
-    taken.fold(Cost::default(), |sum, choice| {
-        let mut cost = own(problem, choice);
-        if let Some(at) = choice.keeps
-            && std::mem::replace(&mut kept[at], true)
-        {
-            cost.bytes = 0;
-        }
-        sum + cost
-    })
 }
 
 struct Search<'p> {
     problem: &'p Problem,
+    /// The terms of each class that can be chosen, the lowest bound first.
+    order: Vec<Vec<usize>>,
     /// What each class costs at least.
     bounds: Vec<Cost>,
-    /// What a term of each class costs by itself at least.
+    /// What choosing a term of each class adds at least.
     least: Vec<Cost>,
     best: (Cost, Chosen),
     chosen: Chosen,
-    /// How many terms keep each of what can be kept.
-    kept: Vec<usize>,
+    roots: Vec<usize>,
+    /// Classes whose terms cost nothing by themselves.
+    free: Vec<bool>,
     tries: usize,
 }
 
-impl Search<'_> {
+impl<'p> Search<'p> {
+    fn new(problem: &'p Problem, usable: &[Vec<bool>], roots: &[usize], free: Vec<bool>) -> Self {
+        let bounds = bounds(problem, usable, &free);
+        let mut order = Vec::new();
+        for (class, usable) in problem.classes.iter().zip(usable) {
+            let mut places: Vec<usize> = (0..class.len()).filter(|at| usable[*at]).collect();
+            places.sort_by_key(|at| bound(&bounds, &class[*at], false));
+            order.push(places);
+        }
+        let least = problem.classes.iter().zip(&order).zip(&free);
+        let least = least.map(|((class, order), free)| {
+            let costs = order.iter().map(|at| own(&class[*at], *free));
+            costs.min().unwrap_or(Cost::MOST)
+        });
+        let least = least.collect();
+        // Bounds fall from a term to what it needs, so the lowest of each class is no cycle.
+        let mut greedy = vec![None; problem.classes.len()];
+        let mut work = roots.to_vec();
+        while let Some(class) = work.pop() {
+            if let (None, Some(at)) = (greedy[class], order[class].first()) {
+                greedy[class] = Some(*at);
+                work.extend(&problem.classes[class][*at].needs);
+            }
+        }
+        Search {
+            problem,
+            order,
+            bounds,
+            least,
+            best: (of_terms(problem, &greedy, &free), greedy),
+            chosen: vec![None; problem.classes.len()],
+            roots: roots.to_vec(),
+            free,
+            tries: TRIES,
+        }
+    }
+
+    fn run(&mut self) {
+        self.go(self.roots.clone(), Cost::default());
+    }
+
     /// Chooses a term of each open class, where the terms chosen so far cost so much.
     fn go(&mut self, mut open: Vec<usize>, cost: Cost) {
         let Some(class) = open.pop() else {
@@ -195,21 +307,18 @@ impl Search<'_> {
             return;
         };
         let problem = self.problem;
-        let mut order: Vec<usize> = (0..problem.classes[class].len()).collect();
-        order.sort_by_key(|at| bound(problem, &self.bounds, &problem.classes[class][*at]));
-        for at in order {
+        for place in 0..self.order[class].len() {
+            let at = self.order[class][place];
             let choice = &problem.classes[class][at];
             if self.tries == 0 {
                 break;
             }
             self.tries -= 1;
-            if bound(problem, &self.bounds, choice) >= self.best.0 || self.is_cycle(class, choice) {
+            let free = self.free[class];
+            if bound(&self.bounds, choice, free) >= self.best.0 || self.is_cycle(class, choice) {
                 continue;
             }
-            let mut sum = cost + own(problem, choice);
-            if choice.keeps.is_some_and(|kept| self.kept[kept] > 0) {
-                sum.bytes = cost.bytes;
-            }
+            let sum = cost + own(choice, free);
             let mut rest = open.clone();
             for need in &choice.needs {
                 if self.chosen[*need].is_none() && !rest.contains(need) {
@@ -219,9 +328,7 @@ impl Search<'_> {
             let least = rest.iter().fold(sum, |sum, class| sum + self.least[*class]);
             if least < self.best.0 {
                 self.chosen[class] = Some(at);
-                choice.keeps.iter().for_each(|kept| self.kept[*kept] += 1);
                 self.go(rest, sum);
-                choice.keeps.iter().for_each(|kept| self.kept[*kept] -= 1);
                 self.chosen[class] = None;
             }
         }
@@ -229,18 +336,32 @@ impl Search<'_> {
 
     /// Whether what a term needs is made of its own class, as chosen so far.
     fn is_cycle(&self, class: usize, choice: &Choice) -> bool {
+        // In order of coming there; few.
         let mut work = choice.needs.clone();
-        let mut seen = vec![false; self.chosen.len()];
-        while let Some(need) = work.pop() {
+        let mut next = 0;
+        while let Some(need) = work.get(next).copied() {
             if need == class {
                 return true;
             }
-            if !std::mem::replace(&mut seen[need], true)
-                && let Some(at) = self.chosen[need]
-            {
-                work.extend(&self.problem.classes[need][at].needs);
+            next += 1;
+            if let Some(at) = self.chosen[need] {
+                let needs = &self.problem.classes[need][at].needs;
+                for need in needs {
+                    if !work.contains(need) {
+                        work.push(*need);
+                    }
+                }
             }
         }
         false
     }
+}
+
+/// What the terms of a choice cost, but for what they keep.
+fn of_terms(problem: &Problem, chosen: &Chosen, free: &[bool]) -> Cost {
+    let taken = chosen.iter().zip(&problem.classes).zip(free);
+    taken.fold(Cost::default(), |sum, ((at, class), free)| match at {
+        Some(at) => sum + own(&class[*at], *free),
+        None => sum,
+    })
 }

@@ -1,261 +1,238 @@
-//! From a graph to terms: what the gradient of an adapter's B is made of.
+//! From a graph to terms: what the gradients of adapters' B are made of.
+//!
+//! Adapters whose gradients may read or compute the same are one component: those of one input, mostly. What the rest of the step
+//! keeps or computes anyway costs a component nothing.
+
+mod look;
+
+pub(crate) use look::{Gradient, Left};
 
 use super::language::{Leaf, Source, Tensor, Term, Terms, leaf, terms};
-use crate::matching::{MAX_STEPS, either, number};
+use crate::matching::MAX_STEPS;
 use egg::Id;
+use look::{Form, Look, factors, form, is_backward, root};
 use lorafa_ir::layout::Views;
-use lorafa_ir::ops::{BinaryKind, MatMul, Op, ReduceKind, Role};
-use lorafa_ir::{Adapter, Graph, OpData, Region, ValueId};
+use lorafa_ir::ops::{Op, Role};
+use lorafa_ir::{Adapter, Graph, OpId, Region, ValueId};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Most ops of the backward pass that a gradient is looked at with: a bound for hostile input.
-const MAX_OPS: usize = 256;
+/// Most gradients that are chosen together: a bound for hostile input. Of more, each so many are a component.
+const MAX_TOGETHER: usize = 64;
 
-/// How many ops deep what the backward pass computes again is compared with the forward pass.
-const MAX_AGAIN: usize = 6;
+/// Gradients that are chosen together, as terms.
+pub(crate) struct Component {
+    pub(crate) gradients: Vec<Gradient>,
+    /// All that is known of them.
+    pub(crate) terms: Terms,
+    /// The term of each gradient.
+    pub(crate) roots: Vec<Id>,
+}
 
-/// What is known of a graph while it is read.
-pub(crate) struct Reader<'g> {
-    graph: &'g Graph,
+/// The components of a graph's gradients, and those that are left as they are. Each gradient comes with the adapters that it may
+/// be one of.
+pub(crate) fn components(
+    graph: &Graph,
+    gradients: Vec<(ValueId, Vec<Adapter>)>,
+) -> (Vec<Component>, Vec<(Gradient, Left)>) {
+    let views = Views::of(graph);
+    let mut looks = Vec::new();
+    let mut left = Vec::new();
+    for (value, adapters) in gradients {
+        let mut refused = None;
+        let mut tried = adapters.into_iter().map(|adapter| {
+            let gradient = Gradient { adapter, value };
+            Look::of(graph, &views, gradient.clone()).map_err(|why| (gradient, why))
+        });
+        let found = tried.find_map(|look| look.map_err(|why| refused.get_or_insert(why).1).ok());
+        match found {
+            Some(look) => looks.push(look),
+            None => left.extend(refused),
+        }
+    }
+    let mut groups = connected(looks);
+    groups.retain(|looks| {
+        let normal = looks.iter().all(|look| look.is_normal());
+        let looks = looks.iter().filter(|_| normal);
+        left.extend(looks.map(|look| (look.gradient.clone(), Left::Normal)));
+        !normal
+    });
+    let rest = Rest::of(graph, &views, &groups);
+    let mut components = Vec::new();
+    for looks in groups {
+        let gradients: Vec<Gradient> = looks.iter().map(|look| look.gradient.clone()).collect();
+        match Reader::read(graph, &rest, looks) {
+            Some((terms, roots)) => components.push(Component {
+                gradients,
+                terms,
+                roots,
+            }),
+            None => left.extend(gradients.into_iter().map(|g| (g, Left::Symbolic))),
+        }
+    }
+    (components, left)
+}
+
+/// Those that have a value in common, in order of their first.
+fn connected(looks: Vec<Look<'_>>) -> Vec<Vec<Look<'_>>> {
+    let mut groups: Vec<usize> = (0..looks.len()).collect();
+    let mut owners: BTreeMap<ValueId, usize> = BTreeMap::new();
+    fn first(groups: &[usize], mut at: usize) -> usize {
+        while groups[at] != at {
+            at = groups[at];
+        }
+        at
+    }
+    for (at, look) in looks.iter().enumerate() {
+        for value in look.inputs.iter().chain(look.within.keys()) {
+            let owner = *owners.entry(*value).or_insert(at);
+            let (a, b) = (first(&groups, owner), first(&groups, at));
+            groups[a.max(b)] = a.min(b);
+        }
+    }
+    let mut joined: BTreeMap<usize, Vec<Look<'_>>> = BTreeMap::new();
+    for (at, look) in looks.into_iter().enumerate() {
+        joined.entry(first(&groups, at)).or_default().push(look);
+    }
+    let mut components = Vec::new();
+    for mut looks in joined.into_values() {
+        while looks.len() > MAX_TOGETHER {
+            let rest = looks.split_off(MAX_TOGETHER);
+            components.push(std::mem::replace(&mut looks, rest));
+        }
+        components.push(looks);
+    }
+    components
+}
+
+/// What is there whatever becomes of the gradients that are looked at.
+struct Rest<'g> {
     views: &'g Views,
-    live: &'g [bool],
-    /// What holds the memory of `x`, of `x·A`, or of what `x` is a scaled or cast copy of.
-    inputs: BTreeSet<ValueId>,
-    /// What the backward pass computes of these again.
+    /// By op.
+    stays: Vec<bool>,
+    /// What of the forward pass is kept for it.
+    kept: BTreeSet<ValueId>,
+}
+
+impl<'g> Rest<'g> {
+    fn of(graph: &Graph, views: &'g Views, groups: &[Vec<Look<'_>>]) -> Rest<'g> {
+        let looks = || groups.iter().flatten();
+        let gradients: BTreeSet<ValueId> = looks().map(|look| look.gradient.value).collect();
+        let outputs = graph.outputs().iter().map(|output| output.value);
+        let outputs = outputs.filter(|value| !gradients.contains(value));
+        let needed = looks().flat_map(|look| look.needed.iter().copied());
+        let mut work: Vec<OpId> = outputs.chain(needed).map(|v| graph.value(v).op).collect();
+        let bound = graph.ops().last().map_or(0, |op| op.id.index() + 1);
+        let mut rest = Rest {
+            views,
+            stays: vec![false; bound],
+            kept: BTreeSet::new(),
+        };
+        while let Some(id) = work.pop() {
+            if std::mem::replace(&mut rest.stays[id.index()], true) {
+                continue;
+            }
+            let op = graph.op(id);
+            let operands = op.operands.iter().filter(|v| !gradients.contains(v));
+            work.extend(operands.map(|v| graph.value(*v).op));
+            let view = op.results.first().is_some_and(|v| root(views, *v) != *v);
+            if op.site.region != Region::Forward && !view {
+                rest.kept
+                    .extend(op.operands.iter().map(|v| root(views, *v)));
+            }
+        }
+        rest
+    }
+}
+
+/// Makes terms of values.
+struct Reader<'g> {
+    graph: &'g Graph,
+    rest: &'g Rest<'g>,
     again: BTreeMap<ValueId, ValueId>,
-    /// The product `x·A`.
-    xa: ValueId,
-    /// Values of the backward pass that the gradient is made of, and whether that is all they are for.
-    within: BTreeMap<ValueId, Within>,
+    within: BTreeMap<ValueId, bool>,
+    /// The products `x·A`.
+    xa: BTreeSet<ValueId>,
     terms: Terms,
     made: BTreeMap<ValueId, Option<Id>>,
     /// How many ops of the forward pass are being read.
     depth: usize,
 }
 
-#[derive(Clone, Copy, Default)]
-struct Within {
-    /// Whether it is made of `x` or `x·A`.
-    of_input: bool,
-    /// Whether something else reads it.
-    shared: bool,
-}
-
-/// One op as a term.
-enum Form {
-    Product(MatMul),
-    Transpose,
-    Scale(ValueId, f64),
-    Reshape,
-    Cast,
-    Sum,
-}
-
-/// The gradient as terms, with what it may be made of instead; `None` if the algebra has nothing to say about it.
-pub(crate) fn gradient(
-    graph: &Graph,
-    views: &Views,
-    live: &[bool],
-    adapter: &Adapter,
-    gradient: ValueId,
-) -> Option<(Terms, Id)> {
-    let mut reader = Reader {
-        graph,
-        views,
-        live,
-        inputs: BTreeSet::new(),
-        again: BTreeMap::new(),
-        xa: adapter.xa,
-        within: BTreeMap::new(),
-        terms: terms(),
-        made: BTreeMap::new(),
-        depth: 0,
-    };
-    reader.inputs.insert(reader.root(adapter.xa));
-    let mut x = adapter.x;
-    for _ in 0..MAX_STEPS {
-        let root = reader.root(x);
-        reader.inputs.insert(root);
-        match (reader.form(root), graph.def(root)) {
-            (Some(Form::Scale(below, _)), _) => x = below,
-            (Some(Form::Cast), def) => x = def.operands[0],
-            _ => break,
-        }
-    }
-    reader.look(gradient)?;
-    let of_input = reader.within.get(&gradient)?.of_input;
-    if !of_input || reader.is_normal(gradient) {
-        return None;
-    }
-    // What the backward pass may read instead.
-    reader.value(adapter.xa)?;
-    let root = reader.value(gradient)?;
-    reader.terms.rebuild();
-    Some((reader.terms, root))
-}
-
-impl Reader<'_> {
-    fn root(&self, value: ValueId) -> ValueId {
-        let value = self.known(value);
-        self.views.root(value).map_or(value, |(root, _)| root)
-    }
-
-    /// The value of the forward pass that a value is.
-    fn known(&self, value: ValueId) -> ValueId {
-        self.again.get(&value).copied().unwrap_or(value)
-    }
-
-    /// Whether a value is computed as another one is.
-    fn is_again(&self, value: ValueId, of: ValueId, depth: usize) -> bool {
-        let (a, b) = (self.graph.value(value), self.graph.value(of));
-        let (x, y) = (self.graph.op(a.op), self.graph.op(b.op));
-        let drawn = matches!(x.kind, Op::Param(_) | Op::Dropout(_) | Op::Onnx(_));
-        let alike = || {
-            let operands = x.operands.iter().zip(&y.operands);
-            let shapes = x.kind == y.kind && x.operands.len() == y.operands.len();
-            !drawn && a.slot == b.slot && shapes && {
-                operands
-                    .into_iter()
-                    .all(|(a, b)| self.is_again(*a, *b, depth - 1))
-            }
+impl<'g> Reader<'g> {
+    /// Gradients as terms, with what they may be made of instead; `None` for symbolic types.
+    fn read(
+        graph: &'g Graph,
+        rest: &'g Rest<'g>,
+        looks: Vec<Look<'g>>,
+    ) -> Option<(Terms, Vec<Id>)> {
+        let mut reader = Reader {
+            graph,
+            rest,
+            again: BTreeMap::new(),
+            within: BTreeMap::new(),
+            xa: looks.iter().map(|look| look.gradient.adapter.xa).collect(),
+            terms: terms(),
+            made: BTreeMap::new(),
+            depth: 0,
         };
-        value == of || depth > 0 && alike()
-    }
-
-    fn is_backward(&self, value: ValueId) -> bool {
-        self.graph.def(value).site.region == Region::Backward
-    }
-
-    /// The term that an op is, if the rules have something to say about it.
-    fn form(&self, value: ValueId) -> Option<Form> {
-        let op = self.graph.def(value);
-        match &op.kind {
-            Op::MatMul(product) if op.operands.len() == 2 => Some(Form::Product(*product)),
-            Op::Transpose(transpose) if transpose.swaps_last_two() => Some(Form::Transpose),
-            Op::Reshape(_) => Some(Form::Reshape),
-            Op::Cast(_) => Some(Form::Cast),
-            Op::Reduce(reduce) => {
-                let rank = self.graph.ty(op.operands[0]).rank();
-                let leading = reduce.axes.iter().copied().eq(0..rank.saturating_sub(2));
-                let sum = reduce.kind == ReduceKind::Sum && !reduce.keep_dims;
-                (sum && leading && rank > 2).then_some(Form::Sum)
-            }
-            _ => {
-                let mut factors = either(self.graph, value, BinaryKind::Mul);
-                factors.find_map(|(x, by)| {
-                    let by = number(self.graph, by).filter(|by| by.is_finite())?;
-                    let alike = self.graph.ty(x) == self.graph.ty(value);
-                    alike.then_some(Form::Scale(x, by))
-                })
+        for look in &looks {
+            reader.again.extend(&look.again);
+            for (value, of_input) in &look.within {
+                *reader.within.entry(*value).or_default() |= of_input;
             }
         }
-    }
-
-    /// What an op reads as a term.
-    fn factors(&self, form: &Form, op: &OpData) -> Vec<ValueId> {
-        match form {
-            Form::Product(_) => op.operands.to_vec(),
-            Form::Scale(x, _) => vec![*x],
-            _ => vec![op.operands[0]],
+        // What the backward pass may read instead.
+        for xa in reader.xa.clone() {
+            reader.value(xa)?;
         }
-    }
-
-    /// Finds what the gradient is made of.
-    fn look(&mut self, gradient: ValueId) -> Option<()> {
-        let mut seen: BTreeSet<ValueId> = BTreeSet::new();
-        let mut order: Vec<ValueId> = Vec::new();
-        let mut work = vec![(gradient, false)];
-        while let Some((value, done)) = work.pop() {
-            if done {
-                order.push(value);
-                continue;
-            }
-            if !self.is_backward(value) || !seen.insert(value) {
-                continue;
-            }
-            let Some(form) = self.form(value) else {
-                let mut inputs = self.inputs.iter();
-                let input = inputs.find(|input| self.is_again(value, **input, MAX_AGAIN));
-                self.again.extend(input.map(|input| (value, *input)));
-                continue;
-            };
-            work.push((value, true));
-            let factors = self.factors(&form, self.graph.def(value));
-            work.extend(factors.into_iter().map(|factor| (factor, false)));
-            if seen.len() > MAX_OPS {
-                return None;
-            }
-        }
-        for value in &order {
-            let op = self.graph.def(*value);
-            let of_input = op.operands.iter().any(|v| self.is_of_input(*v));
-            let within = Within {
-                of_input,
-                shared: false,
-            };
-            self.within.insert(*value, within);
-        }
-        for value in order.iter().rev().filter(|value| **value != gradient) {
-            let reads = self.graph.uses(*value);
-            let shared = reads.iter().any(|read| {
-                let op = self.graph.op(read.op);
-                let reader = self.within.get(&op.results[0]);
-                self.live[read.op.index()] && reader.is_none_or(|reader| reader.shared)
-            });
-            let output = self.graph.outputs().iter().any(|o| o.value == *value);
-            if let Some(within) = self.within.get_mut(value) {
-                within.shared = shared || output;
-            }
-        }
-        Some(())
-    }
-
-    fn is_of_input(&self, value: ValueId) -> bool {
-        let within = self.within.get(&value);
-        within.is_some_and(|within| within.of_input) || self.inputs.contains(&self.root(value))
-    }
-
-    /// Whether the gradient is one product with `x·A` already.
-    fn is_normal(&self, gradient: ValueId) -> bool {
-        let mut value = gradient;
-        for _ in 0..MAX_STEPS {
-            let op = self.graph.def(value);
-            match self.form(value) {
-                Some(Form::Product(_)) => {
-                    let saved = |v: &ValueId| self.root(*v) == self.root(self.xa);
-                    let mut factors = op.operands.iter();
-                    let normal = factors.clone().any(saved);
-                    let other = factors.find(|v| !saved(v));
-                    return normal && !other.is_some_and(|v| self.is_of_input(*v));
-                }
-                Some(Form::Reshape) => value = op.operands[0],
-                _ => return false,
-            }
-        }
-        false
+        let values = looks.iter().map(|look| look.gradient.value);
+        let roots: Option<Vec<Id>> = values.map(|value| reader.value(value)).collect();
+        reader.terms.rebuild();
+        Some((reader.terms, roots?))
     }
 
     /// The term of a value: itself, what it is made of, or both, which are equal. `None` for symbolic types.
     ///
-    /// Recursion is as deep as [`MAX_OPS`] and [`MAX_STEPS`] allow.
+    /// Recursion is as deep as `MAX_OPS` and [`MAX_STEPS`] allow.
     fn value(&mut self, value: ValueId) -> Option<Id> {
-        let value = self.known(value);
         if let Some(id) = self.made.get(&value) {
             return *id;
         }
-        let id = self.new_value(value);
+        let id = match self.again.get(&value) {
+            Some(of) => self.computed_again(value, *of),
+            None => self.new_value(value),
+        };
         self.made.insert(value, id);
         id
     }
 
+    /// The term of what the backward pass computes again of the forward pass: both, if one value at most is kept for it.
+    fn computed_again(&mut self, value: ValueId, of: ValueId) -> Option<Id> {
+        let saved = self.value(of)?;
+        let mut kept: BTreeSet<ValueId> = BTreeSet::new();
+        let mut work = vec![value];
+        while let Some(value) = work.pop() {
+            match is_backward(self.graph, value) {
+                true => work.extend(&self.graph.def(value).operands),
+                false => kept.extend(self.kept(value)),
+            }
+        }
+        if kept.len() > 1 {
+            return Some(saved);
+        }
+        let there = self.leaf(value, kept.first().copied())?;
+        self.terms.union_trusted(there, saved, "computed-again");
+        Some(there)
+    }
+
     fn new_value(&mut self, value: ValueId) -> Option<Id> {
-        let there = self.is_there(value);
-        let saved = match there {
+        let stays = self.rest.stays[self.graph.value(value).op.index()];
+        let saved = match stays || !self.within.contains_key(&value) {
             true => Some(self.source(value)?),
             false => None,
         };
-        let form = self.form(value).filter(|form| self.is_made(value, form));
-        let forward = usize::from(!self.is_backward(value));
+        let form = form(self.graph, value).filter(|form| self.is_made(value, form));
+        let forward = usize::from(!is_backward(self.graph, value));
         self.depth += forward;
         let made = match form {
             Some(form) => Some(self.term(value, form)?),
@@ -271,23 +248,14 @@ impl Reader<'_> {
         }
     }
 
-    /// Whether the backward pass can read a value whatever becomes of the gradient.
-    fn is_there(&self, value: ValueId) -> bool {
-        match self.within.get(&value) {
-            Some(within) => within.shared && !within.of_input,
-            None => true,
-        }
-    }
-
-    /// Whether a value counts as what it is made of: in the forward pass, views, copies and `x·A` do.
+    /// Whether a value counts as what it is made of: in the forward pass, views, copies and `x·A` do; in the backward pass, all
+    /// but products without the input.
     fn is_made(&self, value: ValueId, form: &Form) -> bool {
-        let view = matches!(form, Form::Reshape | Form::Transpose);
         match self.within.get(&value) {
-            Some(Within { of_input: true, .. }) => true,
-            Some(within) => !matches!(form, Form::Product(_)) && (view || !within.shared),
-            None if self.is_backward(value) || self.depth == MAX_STEPS => false,
+            Some(of_input) => *of_input || !matches!(form, Form::Product(_)),
+            None if is_backward(self.graph, value) || self.depth == MAX_STEPS => false,
             None => match form {
-                Form::Product(_) => value == self.xa,
+                Form::Product(_) => self.xa.contains(&value),
                 Form::Sum => false,
                 _ => true,
             },
@@ -295,25 +263,34 @@ impl Reader<'_> {
     }
 
     fn source(&mut self, value: ValueId) -> Option<Id> {
-        let root = self.root(value);
+        self.leaf(value, self.kept(value))
+    }
+
+    /// What is kept if the backward pass reads a value, and would not be otherwise.
+    fn kept(&self, value: ValueId) -> Option<ValueId> {
+        let root = root(self.rest.views, value);
         let def = self.graph.def(root);
         let free = match &def.kind {
             Op::Param(param) => param.role != Role::Input,
             Op::Constant(_) => true,
             _ => def.site.region != Region::Forward,
         };
-        let bytes = self.graph.ty(root).bytes()?;
-        let source = Source {
-            value,
-            ty: Tensor::of(self.graph.ty(value))?,
-            keeps: (!free).then_some((root, bytes)),
+        (!free && !self.rest.kept.contains(&root)).then_some(root)
+    }
+
+    fn leaf(&mut self, value: ValueId, kept: Option<ValueId>) -> Option<Id> {
+        let keeps = match kept {
+            Some(root) => Some((root, self.graph.ty(root).bytes()?)),
+            None => None,
         };
+        let ty = Tensor::of(self.graph.ty(value))?;
+        let source = Source { value, ty, keeps };
         Some(leaf(&mut self.terms, Leaf::Value(source)))
     }
 
     fn term(&mut self, value: ValueId, form: Form) -> Option<Id> {
         let op = self.graph.def(value);
-        let factors = self.factors(&form, op);
+        let factors = factors(&form, op);
         let factors: Option<Vec<Id>> = factors.into_iter().map(|v| self.value(v)).collect();
         let factors = factors?;
         let ty = Tensor::of(self.graph.ty(value))?;

@@ -186,11 +186,19 @@ pub(crate) fn all() -> &'static [Rewrite<Term, Types>] {
     &ALL
 }
 
-/// The rules that lead from one term to another, as egg explains it, with those that were used from right to left marked so.
+/// The rules that lead from one term to another, as egg explains it, without what leads back to a term that was there before.
+/// Those that were used from right to left are marked so.
 pub(crate) fn chain(terms: &mut Terms, from: &RecExpr<Term>, to: &RecExpr<Term>) -> Vec<String> {
     let mut explained = terms.explain_equivalence(from, to);
-    let mut names = Vec::new();
+    let mut path: Vec<&FlatTerm<Term>> = Vec::new();
     for term in explained.make_flat_explanation() {
+        match path.iter().position(|before| *before == term) {
+            Some(at) => path.truncate(at + 1),
+            None => path.push(term),
+        }
+    }
+    let mut names = Vec::new();
+    for term in path {
         names_in(term, &mut names);
     }
     names.dedup();

@@ -1,17 +1,14 @@
 //! From terms to a graph: what to choose among equal ones, and the ops that compute it.
 
-use super::extract::{Choice, Chosen, Cost, Problem, extract};
+use super::extract::{Choice, Cost, Extracted, Problem, extract};
 use super::language::{Dims, Kind, Leaf, Source, Term, Terms};
 use egg::{Id, Language, RecExpr};
 use lorafa_ir::ops::{
     Binary, BinaryKind, Cast, MatMul, Op, Reduce, ReduceKind, Reshape, Transpose,
 };
-use lorafa_ir::{DType, Dim, Graph, Patch, PatchError, Site, ValueId};
+use lorafa_ir::{DType, Dim, Graph, Patch, PatchError, Region, Site, ValueId};
 use smallvec::SmallVec;
 use std::collections::BTreeMap;
-
-/// The place of the class that is asked for.
-const ROOT: usize = 0;
 
 /// A term whose factors are places of classes, transposes of a product's factors as its flags.
 #[derive(Clone, Debug)]
@@ -56,10 +53,12 @@ impl Classes {
         })
     }
 
-    /// All that a class can be made of.
-    fn of(terms: &Terms, root: Id) -> Classes {
+    /// All that some classes can be made of.
+    fn of(terms: &Terms, roots: &[Id]) -> Classes {
         let mut classes = Classes::default();
-        classes.place(terms, root);
+        for root in roots {
+            classes.place(terms, *root);
+        }
         while let Some(id) = classes.ids.get(classes.builds.len()).copied() {
             let nodes = terms[id].nodes.iter();
             let builds = nodes.flat_map(|term| builds(terms, &mut classes, term));
@@ -70,9 +69,9 @@ impl Classes {
     }
 
     /// What extraction chooses among.
-    fn problem(&self, terms: &Terms) -> Problem {
+    fn problem(&self, terms: &Terms, roots: Vec<usize>) -> Problem {
         let mut problem = Problem {
-            root: ROOT,
+            roots,
             ..Problem::default()
         };
         let mut kept: BTreeMap<ValueId, usize> = BTreeMap::new();
@@ -165,45 +164,48 @@ fn own(terms: &Terms, id: Id, build: &Build, ids: &[Id]) -> (u64, u64) {
     }
 }
 
-/// What a term costs as it is written.
-pub(super) fn cost(terms: &Terms, expression: &RecExpr<Term>) -> Cost {
+/// What terms cost as they are written, together.
+pub(super) fn cost(terms: &Terms, expressions: &[&RecExpr<Term>]) -> Cost {
     let mut alone = super::language::terms();
     alone.analysis = terms.analysis.clone();
-    let root = alone.add_expr(expression);
+    let roots = expressions.iter().map(|e| alone.add_expr(e)).collect();
     alone.rebuild();
-    Plan::of(&alone, root).map_or(Cost::MOST, |plan| plan.cost)
+    Plan::of(&alone, roots).map_or(Cost::MOST, |plan| plan.found.cost)
 }
 
-/// Which terms to build a value of.
+/// Which terms to build values of.
 pub(crate) struct Plan {
-    /// What they cost.
-    pub(crate) cost: Cost,
+    /// The choice.
+    pub(crate) found: Extracted,
     classes: Classes,
-    chosen: Chosen,
+    roots: Vec<usize>,
 }
 
 impl Plan {
-    /// The cheapest way to make a class.
-    pub(super) fn of(terms: &Terms, root: Id) -> Option<Plan> {
-        let classes = Classes::of(terms, root);
-        let (cost, chosen) = extract(&classes.problem(terms))?;
+    /// The cheapest way to make some classes.
+    pub(super) fn of(terms: &Terms, roots: Vec<Id>) -> Option<Plan> {
+        let mut classes = Classes::of(terms, &roots);
+        let roots: Vec<usize> = roots.iter().map(|id| classes.place(terms, *id)).collect();
+        let found = extract(&classes.problem(terms, roots.clone()))?;
         Some(Plan {
-            cost,
+            found,
             classes,
-            chosen,
+            roots,
         })
     }
 
     fn build(&self, place: usize) -> Option<&Build> {
-        self.chosen[place].map(|at| &self.classes.builds[place][at])
+        self.found.chosen[place].map(|at| &self.classes.builds[place][at])
     }
 
-    /// The choice as a term.
-    pub(super) fn expression(&self, terms: &Terms) -> Option<RecExpr<Term>> {
-        let mut expression = RecExpr::default();
-        let mut made = BTreeMap::new();
-        self.term(terms, ROOT, &mut expression, &mut made)?;
-        Some(expression)
+    /// The choices of the roots as terms.
+    pub(super) fn expressions(&self, terms: &Terms) -> Option<Vec<RecExpr<Term>>> {
+        let expression = |root: &usize| {
+            let mut expression = RecExpr::default();
+            self.term(terms, *root, &mut expression, &mut BTreeMap::new())?;
+            Some(expression)
+        };
+        self.roots.iter().map(expression).collect()
     }
 
     fn term(
@@ -265,44 +267,50 @@ pub(crate) fn scalars(graph: &Graph) -> Scalars {
     scalars
 }
 
-/// Makes `value` that of a plan, where it stands.
+/// Makes values those of a plan, each where it stands; a value of `None` stays as it is.
 pub(crate) fn write(
     plan: &Plan,
     graph: &mut Graph,
     scalars: &mut Scalars,
-    value: ValueId,
+    values: &[Option<ValueId>],
     rule: &'static str,
 ) -> Result<(), PatchError> {
-    let op = graph.value(value).op;
-    let site = graph.op(op).site.clone();
-    let mut patch = graph.patch(rule);
-    // Before everything that stands where the value does.
-    let seq = site.seq.saturating_sub(1);
-    patch.at_site(Site {
-        seq,
-        ..site.clone()
-    });
-    let mut writer = Writer {
-        plan,
-        patch,
-        scalars,
-        made: BTreeMap::new(),
-    };
-    match plan.build(ROOT) {
-        Some(Build::Value(source)) => writer.patch.replace(value, source.value),
-        Some(build) => {
-            let (kind, operands) = writer.op(build)?;
-            writer.patch.at_site(site).rewrite(op, kind, &operands)
+    let mut made = BTreeMap::new();
+    for (place, value) in plan.roots.iter().zip(values) {
+        let (Some(value), Some(build)) = (*value, plan.build(*place)) else {
+            continue;
+        };
+        let op = graph.value(value).op;
+        let site = graph.op(op).site.clone();
+        let mut writer = Writer {
+            plan,
+            patch: graph.patch(rule),
+            scalars,
+            made: &mut made,
+        };
+        // Before everything that stands where the value does.
+        writer.patch.at_site(Site {
+            seq: site.seq.saturating_sub(1),
+            ..site.clone()
+        });
+        match build {
+            Build::Value(source) => writer.patch.replace(value, source.value)?,
+            build => {
+                let (kind, operands) = writer.op(build)?;
+                writer.patch.at_site(site).rewrite(op, kind, &operands)?;
+            }
         }
-        None => Ok(()),
+        made.insert(*place, value);
     }
+    Ok(())
 }
 
 struct Writer<'a> {
     plan: &'a Plan,
     patch: Patch<'a>,
     scalars: &'a mut Scalars,
-    made: BTreeMap<usize, ValueId>,
+    /// Values by the places of their classes.
+    made: &'a mut BTreeMap<usize, ValueId>,
 }
 
 impl Writer<'_> {
@@ -351,6 +359,17 @@ impl Writer<'_> {
         Ok(scalar)
     }
 
+    /// What the backward pass computes of the same operands already.
+    fn there(&self, kind: &Op, operands: &[ValueId]) -> Option<ValueId> {
+        let graph = self.patch.graph();
+        let reads = graph.uses(*operands.first()?);
+        let mut ops = reads.iter().map(|read| graph.op(read.op));
+        let op = ops.find(|op| {
+            op.site.region == Region::Backward && op.kind == *kind && op.operands[..] == *operands
+        })?;
+        Some(op.results[0])
+    }
+
     fn value(&mut self, place: usize) -> Result<ValueId, PatchError> {
         if let Some(value) = self.made.get(&place) {
             return Ok(*value);
@@ -359,7 +378,10 @@ impl Writer<'_> {
             Some(Build::Value(source)) => source.value,
             Some(build) => {
                 let (kind, operands) = self.op(build)?;
-                self.patch.add1(kind, &operands)?
+                match self.there(&kind, &operands) {
+                    Some(there) => there,
+                    None => self.patch.add1(kind, &operands)?,
+                }
             }
             None => unreachable!("what a choice needs is chosen"),
         };

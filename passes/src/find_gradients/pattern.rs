@@ -4,13 +4,19 @@
 //!   xa = x·Aᵀ        dB = dyᵀ·xa
 //!   y  = xa·Bᵀ       dA = (dy·B)ᵀ·x
 //! ```
+//!
+//! Of batches, a gradient may be the sum over products of their matrices; of a matrix that several layers read, it is the sum of
+//! such products.
 
 use crate::find_lora::weight;
 use crate::matching::{MAX_STEPS, either, number, plain_product};
 use crate::pass::PassError;
-use lorafa_ir::ops::{BinaryKind, Op};
+use lorafa_ir::ops::{Binary, BinaryKind, Op, ReduceKind};
 use lorafa_ir::{Adapter, Graph, OpData, OpId, ValueId};
 use std::collections::BTreeMap;
+
+/// Most products that a gradient is looked at as the sum of: a bound for hostile input.
+const MAX_SUMMANDS: usize = 1024;
 
 /// A gradient of a matrix of an adapter.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -18,10 +24,10 @@ pub(super) struct Gradient {
     /// The matrix.
     pub(super) param: ValueId,
     /// The adapter, by its place among the graph's.
-    adapter: usize,
+    pub(super) adapter: usize,
     /// What it is made of beside `x` or `x·A`: of B's gradient what the layer's result has, of A's the product of that
     /// with B.
-    other: ValueId,
+    pub(super) other: ValueId,
     /// Whether it is made of the adapter's own B, not of one that is equal.
     pub(super) exact: bool,
 }
@@ -46,10 +52,34 @@ impl Pattern {
         pattern
     }
 
-    /// Whose gradients a value may be.
-    pub(super) fn gradients(&self, graph: &Graph, value: ValueId) -> Vec<Gradient> {
+    /// Whose gradients a value may be the sum of, product by product.
+    pub(super) fn summands(&self, graph: &Graph, value: ValueId) -> Vec<Vec<Gradient>> {
+        let mut products = Vec::new();
+        let mut work = vec![value];
+        while let Some(value) = work.pop() {
+            let value = bare(graph, value);
+            let op = graph.def(value);
+            match &op.kind {
+                Op::Binary(Binary(BinaryKind::Add)) => work.extend(op.operands.iter().rev()),
+                Op::Reduce(reduce) if reduce.kind == ReduceKind::Sum => {
+                    let rank = graph.ty(op.operands[0]).rank();
+                    let matrices = reduce.axes.iter().copied().eq(0..rank.saturating_sub(2));
+                    let of = if matrices { op.operands[0] } else { value };
+                    products.push(self.gradients(graph, bare(graph, of)));
+                }
+                _ => products.push(self.gradients(graph, value)),
+            }
+            if products.len() + work.len() > MAX_SUMMANDS {
+                return Vec::new();
+            }
+        }
+        products
+    }
+
+    /// Whose gradients a product may be.
+    fn gradients(&self, graph: &Graph, product: ValueId) -> Vec<Gradient> {
         let mut found: Vec<Gradient> = Vec::new();
-        let product = graph.def(bare(graph, value));
+        let product = graph.def(product);
         if plain_product(product).is_none() {
             return found;
         }
@@ -114,7 +144,7 @@ fn factor_that_is(graph: &Graph, product: OpId, matrix: ValueId) -> Option<(OpId
 }
 
 /// Whether two matrices are one, or were when the graph was written.
-fn are_equal(graph: &Graph, a: ValueId, b: ValueId) -> bool {
+pub(super) fn are_equal(graph: &Graph, a: ValueId, b: ValueId) -> bool {
     let params = graph.param(a).zip(graph.param(b));
     a == b || params.is_some_and(|(a, b)| a.same_elements(b) == Some(true))
 }

@@ -174,6 +174,19 @@ impl Param {
         matches!(self.role, Role::Frozen | Role::Trained)
     }
 
+    /// Whether the first values are one number everywhere, as far as that can be told without reading files.
+    pub fn is_uniform(&self) -> Option<bool> {
+        match &self.stored.data {
+            Data::Inline(bytes) => {
+                let mut elements = bytes.chunks(self.stored.dtype.size() as usize);
+                let first = elements.next();
+                Some(elements.all(|element| Some(element) == first))
+            }
+            Data::Init(init) => Some(*init == Init::Zeros),
+            Data::Runtime | Data::External(_) | Data::Digest(_) => None,
+        }
+    }
+
     /// Whether two parameters of one type start with the same elements, as far as that can be told without reading files.
     pub fn same_elements(&self, other: &Param) -> Option<bool> {
         let (a, b) = (&self.stored, &other.stored);
