@@ -82,7 +82,12 @@ def run(model, feeds):
     if missing:
         raise ValueError(f"inputs nobody feeds: {', '.join(missing)}")
     names = [o.name for o in session.get_outputs()]
-    return dict(zip(names, session.run(names, {i.name: feeds[i.name] for i in session.get_inputs()})))
+
+    def given(of):      # weights that are inputs come in fp32
+        value = feeds[of.name]
+        return value.astype(np.float16) if of.type == "tensor(float16)" else value
+
+    return dict(zip(names, session.run(names, {i.name: given(i) for i in session.get_inputs()})))
 
 
 def inputs(expected):

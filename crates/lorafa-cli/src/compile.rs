@@ -139,6 +139,12 @@ impl Released {
 ///
 /// What [`import`], a pass or the planner refuses; flags that contradict each other or the model.
 pub fn compile(model: &ModelFile, args: &TrainingArgs) -> Result<Compiled, Error> {
+    let mut compiled = methods(model, args)?;
+    compiled.warnings.splice(0..0, origin(model, args));
+    Ok(compiled)
+}
+
+fn methods(model: &ModelFile, args: &TrainingArgs) -> Result<Compiled, Error> {
     let (graph, dims, mut cx) = prepared(model, args)?;
     let mut notes = noted("all methods", &mut cx);
     let none = graph.adapters().is_empty() && args.lora.rank.is_none();
@@ -146,7 +152,6 @@ pub fn compile(model: &ModelFile, args: &TrainingArgs) -> Result<Compiled, Error
     refuse_flags_of_injection(&graph, args, alone)?;
     let loss = describe_loss(&graph, args);
     if graph.has_gradients() {
-        cx.warnings.splice(0..0, origin(model, args));
         return given(graph, dims, cx, loss, notes);
     }
     if alone {

@@ -88,6 +88,16 @@ fn a_folder_of_artifacts_is_lora_and_becomes_lora_fa() {
         let left = |name: &&&str| name.contains("accumulation") || **name == "lazy_reset_grad";
         assert_eq!(inputs.iter().chain(&outputs).find(left), None);
     }
+    // Its forward pass, with a backward pass of our own.
+    let report = job("llama-lora").done(&["llama-lora", "--no-write", "--differentiate"]);
+    for line in [
+        "made by onnxruntime-training",
+        "(optimizer_model.onnx)\n",
+        "full       LoRA    LoRA-FA\n",
+        "adapters release x",
+    ] {
+        assert!(report.contains(line), "{line}: {report}");
+    }
     // What its producer makes with A frozen has no other method.
     let frozen = job("llama-lora-fa");
     let report = frozen.done(&["llama-lora-fa", "--no-write"]);
