@@ -221,8 +221,8 @@ def plan(models, answers, passes):
             yield model, "lora-fa", LORAFA, ""
             yield model, "lora-fa", PACKED, ""
             anew = ANEW if model.joint else ()      # a backward pass that is given keeps its own type
-            if not model.ort:                       # whose weights are fed, in f32
-                yield model, "lora", ("--dtype", "f16", *anew), ""  # full adds rows, which onnxruntime lacks in f16
+            anew = ANEW if model.joint else ()      # a backward pass that is given keeps its own type
+            yield model, "lora", ("--dtype", "f16", *anew), ""      # full adds rows, which onnxruntime lacks in f16
         if model.joint:
             for method in model.methods:
                 yield model, method, ANEW, why
