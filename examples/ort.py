@@ -8,7 +8,7 @@ Python 3.11, from PyPI: pip install 'numpy<2' onnx==1.16.2 onnxruntime-training-
 These are the last versions that work together: onnxruntime-training 1.19.2 is the last there is.
 
 For each family, with LoRA's A trained (`<family>-lora`) and frozen from the start (`<family>-lora-fa`), what
-`generate_artifacts` writes but the checkpoint; and from both, in <family>-lora.expected.safetensors:
+`generate_artifacts` writes, the checkpoint of Llama alone; and from both, in <family>-lora.expected.safetensors:
   input::*                 a batch
   param::*, updated::*     every weight, and those that train after one update
   loss, grad::*            of the batch; LoRA-FA's are the same bits
@@ -157,7 +157,8 @@ def main():
                     continue        # its numbers will do
                 to = out / f"{family}-{form}"
                 to.mkdir(parents=True, exist_ok=True)
-                for file in FILES:
+                checkpoint = ["checkpoint"] if (family, form) == ("llama", "lora") else []
+                for file in [*FILES, *checkpoint]:
                     shutil.copyfile(Path(folder, file), to / file)
         (values, losses), (frozen, frozen_losses) = made["lora"], made["lora-fa"]
         for name, value in frozen.items():
