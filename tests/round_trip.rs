@@ -28,7 +28,9 @@ struct Step {
     releasing: BTreeSet<String>,
 }
 
-fn step(model: &Model, options: Options) -> Step {
+/// In the order that it has: in another one, `fuse-products` may join another two summands when it is read again.
+fn step(model: &Model, mut options: Options) -> Step {
+    options.disabled.insert("schedule-backward");
     let what = format!("{} {}", model.name, options.method.name());
     let method = options.method;
     let mut cx = PassCx::new(options);

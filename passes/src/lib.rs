@@ -35,6 +35,7 @@ pub mod pass;
 pub mod redraw_masks;
 pub mod registry;
 pub mod rematerialize;
+pub mod schedule_backward;
 pub mod simplify_lora;
 pub mod targets;
 pub mod unmerge_lora;

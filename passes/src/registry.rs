@@ -6,7 +6,7 @@ use crate::{
     differentiate, eliminate_common_subexpressions, eliminate_dead_code, find_gradients, find_lora,
     find_training, fold_constants, freeze_lora_a, fuse_activations, fuse_attention,
     fuse_cross_entropy, fuse_loss, fuse_norms, fuse_products, fuse_rotary, inject_lora, mask_relu,
-    pack_frozen, redraw_masks, rematerialize, simplify_lora, unmerge_lora,
+    pack_frozen, redraw_masks, rematerialize, schedule_backward, simplify_lora, unmerge_lora,
 };
 use lorafa_ir::Graph;
 
@@ -72,6 +72,7 @@ pub const FREEZE: Stage = &[
 pub const REFINE: Stage = &[
     &redraw_masks::RedrawMasks,
     &fuse_products::FuseProducts,
+    &schedule_backward::ScheduleBackward,
     &rematerialize::Rematerialize,
     &pack_frozen::PackFrozen,
 ];

@@ -343,6 +343,12 @@ impl<'g> Patch<'g> {
         self.changes += 1;
     }
 
+    /// Says where an op stands among those of its region.
+    pub fn set_place(&mut self, op: OpId, seq: i64) {
+        self.graph.op_mut(op).site.seq = seq;
+        self.changes += 1;
+    }
+
     /// Says which module an op belongs to.
     pub fn set_module(&mut self, op: OpId, module: Arc<str>) {
         self.graph.op_mut(op).site.module = module;
