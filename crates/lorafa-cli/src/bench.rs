@@ -6,18 +6,16 @@ use crate::compile::{self, Single};
 use crate::error::Error;
 use crate::train::task;
 use crate::units::{bytes, count};
-use crate::{file_name, machine, say, weights};
+use crate::{file_name, machine, output, weights};
 use lorafa_data::Spec;
 use lorafa_exec::{Mode, OpenDevice, Peaks, Program};
 use lorafa_ir::Graph;
 use lorafa_onnx::external::ExternalStore;
-use lorafa_onnx::write::Staged;
 use lorafa_passes::attach_optimizer::OptimizerKind;
 use lorafa_train::update::update;
 use lorafa_train::{Check, inputs};
 use serde::Serialize;
 use std::io::Write;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -155,7 +153,7 @@ pub fn bench(args: &BenchArgs, out: &mut dyn Write) -> Result<(), Error> {
         loss: measured.as_ref().map(|m| m.losses),
         step_seconds: measured.map(|m| m.seconds),
     };
-    give(args, &figures, out)
+    output::figures(args.json.as_deref(), &figures, &text(&figures), out)
 }
 
 fn measure(
@@ -250,18 +248,6 @@ fn flops(graph: &Graph) -> u64 {
 fn adapter_dtype(graph: &Graph) -> Option<String> {
     let adapter = graph.adapters().first()?;
     Some(graph.ty(adapter.b).dtype.to_string())
-}
-
-/// Writes the figures to where they are wanted.
-fn give(args: &BenchArgs, figures: &Figures, out: &mut dyn Write) -> Result<(), Error> {
-    let mut json = serde_json::to_string(figures).unwrap_or_default();
-    json.push('\n');
-    match args.json.as_deref() {
-        Some(path) if path == Path::new("-") => return say(out, &json),
-        Some(path) => Staged::new(path, json.as_bytes())?.commit()?,
-        None => {}
-    }
-    say(out, &text(figures))
 }
 
 fn text(f: &Figures) -> String {

@@ -8,7 +8,7 @@ use crate::args::CheckArgs;
 use crate::artifacts::Files;
 use crate::compile;
 use crate::error::Error;
-use crate::{file_name, machine, say, weights};
+use crate::{file_name, machine, output, weights};
 use compare::{Apart, Slope, Verdict, norm, rounding};
 use inputs::Batch;
 use lorafa_exec::{Mode, Program};
@@ -18,11 +18,9 @@ use lorafa_onnx::dtype::{decode, encode};
 use lorafa_onnx::external::ExternalStore;
 use lorafa_onnx::file::ModelFile;
 use lorafa_onnx::import::import;
-use lorafa_onnx::write::Staged;
 use lorafa_passes::compare_gradients::OWN;
 use serde::Serialize;
 use std::io::Write;
-use std::path::Path;
 use std::sync::Arc;
 
 /// The step of finite differences, as a share of the parameter's norm.
@@ -91,7 +89,7 @@ pub fn check(args: &CheckArgs, out: &mut dyn Write) -> Result<(), Error> {
         program.write(&param.name, &batch.bytes(param)?)?;
     }
     let figures = compared(&graph, &mut program, file_name(&args.model), dtype)?;
-    give(args, &figures, out)?;
+    output::figures(args.json.as_deref(), &figures, &report::text(&figures), out)?;
     match figures.wrong {
         0 => Ok(()),
         wrong => Err(Error::Wrong {
@@ -208,16 +206,4 @@ impl<'p> Forward<'p> {
             error: (near - far).abs() / 3.0 + ROUNDING * self.at_start.abs().max(1.0) / step,
         })
     }
-}
-
-/// Writes the figures to where they are wanted.
-fn give(args: &CheckArgs, figures: &Figures, out: &mut dyn Write) -> Result<(), Error> {
-    let mut json = serde_json::to_string(figures).unwrap_or_default();
-    json.push('\n');
-    match args.json.as_deref() {
-        Some(path) if path == Path::new("-") => return say(out, &json),
-        Some(path) => Staged::new(path, json.as_bytes())?.commit()?,
-        None => {}
-    }
-    say(out, &report::text(figures))
 }

@@ -3,11 +3,14 @@
 use crate::args::{CompileArgs, TrainingArgs};
 use crate::compile::{Step, with_optimizer};
 use crate::error::Error;
+use crate::say;
 use lorafa_ir::ops::Data;
 use lorafa_onnx::export::{ExportOptions, export};
 use lorafa_onnx::external::ExternalStore;
 use lorafa_onnx::file::ModelFile;
 use lorafa_onnx::write::Staged;
+use serde::Serialize;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// The files to write, still under other names.
@@ -45,6 +48,26 @@ pub fn prepare(
         staged.push(stage_model(args, training, model, step, path)?);
     }
     Ok(Output { staged, path })
+}
+
+/// Gives figures as JSON where that is wanted, `-` being standard output in place of the text, and as text.
+///
+/// # Errors
+///
+/// Neither can be written.
+pub fn figures(
+    json: Option<&Path>,
+    figures: &impl Serialize,
+    text: &str,
+    out: &mut dyn Write,
+) -> Result<(), Error> {
+    let line = || serde_json::to_string(figures).unwrap_or_default() + "\n";
+    match json {
+        Some(path) if path == Path::new("-") => return say(out, &line()),
+        Some(path) => Staged::new(path, line().as_bytes())?.commit()?,
+        None => {}
+    }
+    say(out, text)
 }
 
 fn stage_model(
