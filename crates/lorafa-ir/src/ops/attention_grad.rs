@@ -94,7 +94,7 @@ impl Operator for AttentionGrad {
         true
     }
 
-    /// The weights of a block and their gradients, for each of its rows whether it sees anything, what scores are masked
+    /// The weights of a block and their gradients, for each of its rows a sum and whether it sees anything, what scores are masked
     /// with and who survives dropout; copies of operands that are not read as they are, results that are not written as
     /// they are made, and the part of the bias's gradient.
     fn scratch(&self, operands: &[(&TensorType, &Layout)], _: &[&TensorType]) -> u64 {
@@ -116,6 +116,7 @@ impl Operator for AttentionGrad {
         let own = [
             s.bytes(scores),
             s.bytes(scores),
+            s.bytes(rows),
             when(blind, rows),
             when(blind, 1),
         ];

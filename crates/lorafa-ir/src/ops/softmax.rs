@@ -123,12 +123,25 @@ impl Operator for SoftmaxGrad {
     }
 
     fn in_place(&self) -> &'static [(usize, usize)] {
-        &[(0, 0), (0, 1)]
+        if self.log {
+            &[(0, 0), (0, 1)]
+        } else {
+            &[(0, 0)]
+        }
     }
 
-    /// Copies of operands that are not row-major.
+    /// Copies of operands that are not row-major, and the sums of what is not the logarithm.
     fn scratch(&self, operands: &[(&TensorType, &Layout)], _: &[&TensorType]) -> u64 {
-        pieces(operands.iter().map(|x| super::row_major(*x)))
+        let copies = operands.iter().map(|x| super::row_major(*x));
+        let ty = operands[0].0;
+        let sums = if self.log {
+            0
+        } else {
+            let others = (0..ty.rank()).filter(|axis| *axis != self.axis);
+            let shape = others.map(|axis| ty.shape[axis].clone());
+            ty.with_shape(shape).bytes().unwrap_or(0)
+        };
+        pieces(copies.chain([sums]))
     }
 
     fn flops(&self, operands: &[&TensorType], _: &[&TensorType]) -> u64 {

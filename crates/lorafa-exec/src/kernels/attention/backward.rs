@@ -6,8 +6,9 @@ use super::drops::Drops;
 use super::operands::{Operand, Operands, blocks, together};
 use super::scores::{Masks, four_axes};
 use super::{KEYS, by_share, heads_first, products, sizes, softmax};
+use crate::kernels::softmax::gradient;
 use crate::kernels::{Cx, Emitted, In};
-use crate::view::{View, code};
+use crate::view::View;
 
 /// Rows are whole, so that weights are a softmax again, and neither the result nor the logarithms are needed for them.
 pub(in crate::kernels) fn backward(op: AttentionGrad, cx: &mut Cx<'_>) -> Emitted {
@@ -20,6 +21,7 @@ pub(in crate::kernels) fn backward(op: AttentionGrad, cx: &mut Cx<'_>) -> Emitte
 
     let all_weights = cx.scratch(s.wide, &[rows * s.keys]);
     let all_grads = cx.scratch(s.wide, &[rows * s.keys]);
+    let sums = cx.scratch(s.wide, &[rows]);
     let seeing = match op.of.may_see_nothing(ins.len() - 3) {
         true => Some((
             cx.scratch(s.wide, &[rows]),
@@ -100,15 +102,7 @@ pub(in crate::kernels) fn backward(op: AttentionGrad, cx: &mut Cx<'_>) -> Emitte
                 products(cx, [&weights.swapped(), &d_out, &dv], beta, 1.0)?;
                 products(cx, [&d_out, &v.swapped(), &grads], 0.0, 1.0)?;
             }
-            let (axis, dtype) = (In::Int(KEYS), In::Int(code(s.wide)?));
-            let args = [
-                (&grads).into(),
-                (&weights).into(),
-                axis,
-                dtype,
-                (&grads).into(),
-            ];
-            cx.call("_softmax_backward_data", "out", &args)?;
+            gradient(cx, [&grads, &weights, &view(&sums, 1), &grads], KEYS)?;
             let scale = op.of.scale.0;
             products(cx, [&grads, &k, &by_share(&dq, &s)], 0.0, scale)?;
             products(cx, [&grads.swapped(), &q, &dk], beta, scale)?;
@@ -143,7 +137,7 @@ impl DBias {
         let others = [
             (1, sequences, at_once.sequences),
             (3, rows, s.rows),
-            (KEYS, keys, s.keys),
+            (KEYS as i64, keys, s.keys),
         ];
         axes.extend(
             others

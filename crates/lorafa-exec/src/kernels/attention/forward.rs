@@ -94,6 +94,11 @@ pub(in crate::kernels) fn forward(op: Attention, cx: &mut Cx<'_>) -> Emitted {
 
 /// The largest number of each row.
 fn largest(cx: &mut Cx<'_>, x: &View, out: &View) -> Emitted {
-    let args = [x.into(), In::Ints(&[KEYS]), In::Bool(true), out.into()];
+    let args = [
+        x.into(),
+        In::Ints(&[KEYS as i64]),
+        In::Bool(true),
+        out.into(),
+    ];
     cx.call("amax", "out", &args)
 }

@@ -24,17 +24,17 @@ mod scores;
 pub(super) use backward::backward;
 pub(super) use forward::forward;
 
-use lorafa_ir::ops::AttentionSizes;
+use lorafa_ir::ops::{AttentionSizes, Softmax};
 
 use super::matmul::{Factors, product};
-use super::{Cx, Emitted, In};
+use super::{Cx, Emitted, softmax};
 use crate::error::KernelError;
 use crate::view::View;
 
 type Made<T> = Result<T, KernelError>;
 
 /// The axis of keys of `[shares, sequences, groups, rows, keys]`.
-const KEYS: i64 = 4;
+const KEYS: usize = 4;
 
 /// `[batch, rows, heads, n]` as `[batch, heads, rows, n]`, or the other way round.
 fn heads_first(x: &View) -> View {
@@ -86,8 +86,11 @@ fn products(cx: &mut Cx<'_>, [a, b, out]: [&View; 3], beta: f64, alpha: f64) -> 
 }
 
 fn softmax(cx: &mut Cx<'_>, scores: &View) -> Emitted {
-    let args = [scores.into(), In::Int(KEYS), In::Bool(false), scores.into()];
-    cx.call("_softmax", "out", &args)
+    let over_keys = Softmax {
+        axis: KEYS,
+        log: false,
+    };
+    softmax::into(scores, over_keys, scores, cx)
 }
 
 fn sizes([q, k, v]: [&View; 3]) -> Made<AttentionSizes> {
