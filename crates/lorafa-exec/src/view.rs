@@ -121,6 +121,14 @@ impl View {
         view
     }
 
+    /// The axes in another order.
+    pub(crate) fn permuted(&self, order: &[usize]) -> View {
+        View {
+            layout: self.layout.permuted(order),
+            ..self.clone()
+        }
+    }
+
     /// The last two axes swapped.
     pub(crate) fn swapped(&self) -> View {
         let mut view = self.clone();

@@ -100,11 +100,23 @@ impl Layout {
         true
     }
 
+    /// The same elements with the axes in another order.
+    pub fn permuted(&self, order: &[usize]) -> Layout {
+        Layout {
+            shape: order.iter().map(|axis| self.shape[*axis]).collect(),
+            strides: order.iter().map(|axis| self.strides[*axis]).collect(),
+            offset: self.offset,
+        }
+    }
+
     /// The layout of the same elements in other dimensions, if that needs no copy.
     ///
     /// Axes are grouped into the largest runs that are contiguous among themselves; a new shape is
     /// a view if each of its axes falls inside one run.
     pub fn reshape(&self, shape: Axes) -> Option<Layout> {
+        if shape.iter().product::<u64>() != self.shape.iter().product() {
+            return None;
+        }
         if self.is_contiguous() {
             let mut strides = Axes::from_elem(1, shape.len());
             for i in (1..shape.len()).rev() {

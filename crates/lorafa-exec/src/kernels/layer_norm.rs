@@ -217,7 +217,7 @@ pub(super) fn backward(op: LayerNormGrad, cx: &mut Cx<'_>) -> Emitted {
         if let (Some(product), Some(part)) = (&room.product, &part) {
             cx.mul(&wide_dy, &room.normal, product)?;
             for (terms, total) in [product, &wide_dy].into_iter().zip(&totals) {
-                sum_to(terms, part, cx)?;
+                sum_to(terms, 1, &room.g_sum, part, cx)?;
                 cx.add(total, part, In::Int(1), total)?;
             }
         }
@@ -248,8 +248,11 @@ fn gradient(
     normal(given, room, cx)?;
     if let Some(product) = &room.product {
         cx.mul(given.dy, &room.normal, product)?;
-        for (terms, out) in [product, given.dy].into_iter().zip(sums) {
-            sum_to(terms, out, cx)?;
+        for (slot, out) in sums.iter().enumerate() {
+            if slot == 1 {
+                cx.copy(product, given.dy)?;
+            }
+            sum_to(product, axis, &room.g_sum, out, cx)?;
         }
     }
     project(axis, given, room, dx, cx)
@@ -286,8 +289,17 @@ fn project(axis: usize, given: &Given<'_>, room: &Room, g: &View, cx: &mut Cx<'_
     cx.mul(g, given.rstd, g)
 }
 
-/// `out = Σ x` over the axes that `out` lacks or has as one.
-fn sum_to(x: &View, out: &View, cx: &mut Cx<'_>) -> Emitted {
+/// `out = Σ x` over the axes that `out` lacks or has as one, for a row-major `x`.
+fn sum_to(x: &View, axis: usize, ones: &View, out: &View, cx: &mut Cx<'_>) -> Emitted {
+    let rows = x.shape()[..axis].iter().product();
+    let row = x.shape()[axis..].iter().product();
+    if out.elements() == row {
+        // A product with ones, as a sum of many rows takes memory on a GPU.
+        let (x, out) = (x.reshaped(&[rows, row])?, out.reshaped(&[1, row])?);
+        let ones = ones.reshaped(&[1, rows])?;
+        cx.fill(&ones, 1.0)?;
+        return matmul::product([&ones, &x, &out], Factors::PLAIN, cx);
+    }
     let skip = x.rank() - out.rank();
     let mut shape = vec![1; skip];
     shape.extend(out.shape());

@@ -3,7 +3,6 @@
 use lorafa_ir::ops::{Reduce, ReduceKind};
 
 use super::{Cx, Emitted, In};
-use crate::error::KernelError;
 use crate::view::View;
 
 pub(super) fn reduce(op: &Reduce, cx: &mut Cx<'_>) -> Emitted {
@@ -13,21 +12,26 @@ pub(super) fn reduce(op: &Reduce, cx: &mut Cx<'_>) -> Emitted {
         ReduceKind::Mean => Some(cx.literal(out.dtype, count as f64)?),
         ReduceKind::Sum | ReduceKind::Max => None,
     };
-    let parts = op.parts(x.elements(), out.elements());
-    let x = if op.copies(x.dtype, parts) {
-        cx.row_major(x)?
+    let steps = op.steps(x.dtype, &x.layout);
+    let ordered = x.permuted(&steps.order);
+    let mut x = if steps.copy {
+        cx.copied(&ordered, x.dtype)?
     } else {
-        x.clone()
+        ordered
     };
-    match parts {
-        Some(parts) => {
-            let parts = cx.scratch(x.dtype, &[parts]);
-            in_parts(op.kind, &x, &parts, out, cx)?;
+    if steps.parts.is_empty() {
+        let axes: Vec<i64> = op.axes.iter().map(|axis| *axis as i64).collect();
+        over(op.kind, &x, &axes, op.keep_dims, out, cx)?;
+    } else {
+        let [outer, _, inner] = steps.shape;
+        x = x.reshaped(&steps.shape)?;
+        for count in &steps.parts {
+            let parts = cx.scratch(x.dtype, &[outer, *count, inner]);
+            in_blocks(op.kind, &x, steps.block, &parts, cx)?;
+            x = parts;
         }
-        None => {
-            let axes: Vec<i64> = op.axes.iter().map(|axis| *axis as i64).collect();
-            over(op.kind, &x, &axes, op.keep_dims, out, cx)?;
-        }
+        let out = out.reshaped(&[outer, inner])?;
+        over(op.kind, &x, &[1], false, &out, cx)?;
     }
     let Some(divisor) = divisor else {
         return Ok(());
@@ -60,23 +64,16 @@ fn over(
     }
 }
 
-/// Blocks to parts, and the parts to one number.
-fn in_parts(
-    kind: ReduceKind,
-    x: &View,
-    parts: &View,
-    out: &View,
-    cx: &mut Cx<'_>,
-) -> Result<(), KernelError> {
-    let elements = x.elements();
-    let x = x.reshaped(&[elements])?;
-    let (whole, rest) = (elements / Reduce::BLOCK, elements % Reduce::BLOCK);
-    let blocks = x.narrow(0, 0, whole * Reduce::BLOCK);
-    let blocks = blocks.reshaped(&[whole, Reduce::BLOCK])?;
-    over(kind, &blocks, &[1], false, &parts.narrow(0, 0, whole), cx)?;
+/// Each block of the middle axis to one number.
+fn in_blocks(kind: ReduceKind, x: &View, block: u64, parts: &View, cx: &mut Cx<'_>) -> Emitted {
+    let [outer, n, inner] = [0, 1, 2].map(|axis| x.shape()[axis]);
+    let (whole, rest) = (n / block, n % block);
+    let blocks = x.narrow(1, 0, whole * block);
+    let blocks = blocks.reshaped(&[outer, whole, block, inner])?;
+    over(kind, &blocks, &[2], false, &parts.narrow(1, 0, whole), cx)?;
     if rest > 0 {
-        let x = x.narrow(0, whole * Reduce::BLOCK, rest);
-        over(kind, &x, &[0], true, &parts.narrow(0, whole, 1), cx)?;
+        let x = x.narrow(1, whole * block, rest);
+        over(kind, &x, &[1], true, &parts.narrow(1, whole, 1), cx)?;
     }
-    over(kind, parts, &[0], false, &out.reshaped(&[])?, cx)
+    Ok(())
 }

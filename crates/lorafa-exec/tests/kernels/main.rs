@@ -389,6 +389,44 @@ fn large_reductions_allocate_nothing() {
         v14 = reshape v3 {shape=[63300]} : f32[63300]
         out \"y\" = v0
       }";
+    reduces_as_the_reference(text);
+}
+
+/// Rows and columns of more numbers than come to one in a step, in order and askew.
+#[test]
+fn long_reductions_leave_parts_in_scratch() {
+    let text = "graph @long {
+        param %columns : f32[70000,3] input
+        param %rows : f32[3,70000] input
+        param %x : f32[20,3,30] input
+        param %i : i64[600,2] input
+        v0 = reduce_sum %columns {axes=[0]} : f32[3]
+        v1 = reduce_max %columns {axes=[0], keep_dims} : f32[1,3]
+        v2 = reduce_mean %rows {axes=[1]} : f32[3]
+        v3 = transpose %rows {perm=[1,0]} : f32[70000,3]
+        v4 = reduce_sum v3 {axes=[0]} : f32[3]
+        v5 = transpose %columns {perm=[1,0]} : f32[3,70000]
+        v6 = reduce_max v5 {axes=[1]} : f32[3]
+        v7 = reduce_sum %x {axes=[0,2]} : f32[3]
+        v8 = reduce_max %x {axes=[0,2], keep_dims} : f32[1,3,1]
+        v9 = transpose %x {perm=[2,0,1]} : f32[30,20,3]
+        v10 = reduce_sum v9 {axes=[0,1]} : f32[3]
+        v11 = reshape %columns {shape=[2,350,300]} : f32[2,350,300]
+        v12 = reduce_mean v11 {axes=[1]} : f32[2,300]
+        v13 = slice v11 {axes=[1:0:300:1]} : f32[2,300,300]
+        v14 = reduce_sum v13 {axes=[0,1], keep_dims} : f32[1,1,300]
+        v15 = cast v9 {to=bf16} : bf16[30,20,3]
+        v16 = transpose v15 {perm=[1,0,2]} : bf16[20,30,3]
+        v17 = reduce_sum v16 {axes=[0,1]} : bf16[3]
+        v18 = reduce_max v16 {axes=[0,1]} : bf16[3]
+        v19 = reduce_sum %i {axes=[0]} : i64[2]
+        v20 = reduce_mean %i {axes=[0]} : i64[2]
+        out \"y\" = v0
+      }";
+    reduces_as_the_reference(text);
+}
+
+fn reduces_as_the_reference(text: &str) {
     let graph = Arc::new(lorafa_ir::text::parse(text).unwrap());
     let mut rng = rng::Rng(7);
     let values = graph.params().map(|(value, param)| {
@@ -402,6 +440,7 @@ fn large_reductions_allocate_nothing() {
         }
     }
     check(&graph, &values, "large").unwrap();
+    check_arena(&graph, &values, "large").unwrap();
 }
 
 /// Attention whose scores do not fit one block, and of more sequences than are taken together, against the ops that it

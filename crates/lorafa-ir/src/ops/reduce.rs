@@ -49,20 +49,95 @@ impl Reduce {
     }
 }
 
-impl Reduce {
-    /// Elements that a kernel reduces at a time where one number comes of many.
-    pub const BLOCK: u64 = 1 << 12;
+/// How a kernel reduces: in steps, of which all but the last leave parts in scratch.
+///
+/// Where many numbers come to few, libtorch reduces them to parts in memory that it allocates: one part for each thread
+/// of a processor, or for each group of threads of a GPU. It does not if a step is as short as these are.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Steps {
+    /// The order in which the operand's axes are read.
+    pub order: SmallVec<[usize; 4]>,
+    /// The operand in that order is `[outer, n, inner]`, and the axis in the middle is reduced.
+    pub shape: [u64; 3],
+    /// Whether the kernel wants a row-major copy of the operand in that order.
+    pub copy: bool,
+    /// How many numbers come to one in a step that leaves parts.
+    pub block: u64,
+    /// How many are left of `n` after each step that leaves parts.
+    pub parts: SmallVec<[u64; 2]>,
+}
 
-    /// How many parts a kernel first reduces to where one number comes of many: libtorch would allocate one for each of
-    /// its threads.
-    pub fn parts(&self, operand: u64, result: u64) -> Option<u64> {
-        (result == 1 && operand > 2 * Self::BLOCK).then(|| operand.div_ceil(Self::BLOCK))
+impl Steps {
+    /// Bytes of scratch.
+    fn bytes(&self, dtype: DType) -> impl Iterator<Item = u64> {
+        let [outer, n, inner] = self.shape;
+        let size = outer * inner * dtype.size();
+        let copy = self.copy.then_some(n * size);
+        copy.into_iter()
+            .chain(self.parts.iter().map(move |n| n * size))
     }
+}
 
-    /// Whether a kernel wants its operand row-major: where there are parts, and for sums of 16-bit floats, of which
-    /// libtorch would make an f32 copy.
-    pub fn copies(&self, dtype: DType, parts: Option<u64>) -> bool {
-        parts.is_some() || self.kind != ReduceKind::Max && dtype.is_half()
+/// The most numbers that come to one in one step, and how many do in a step that leaves parts: where neighbours in memory
+/// do, and there is one result or several; where they do not.
+const ONE_RESULT: (u64, u64) = (1 << 13, 1 << 12);
+const ROWS: (u64, u64) = (1 << 16, 1 << 12);
+const COLUMNS: (u64, u64) = (255, 128);
+
+impl Reduce {
+    /// How a kernel goes about an operand that lies like this.
+    pub fn steps(&self, dtype: DType, layout: &Layout) -> Steps {
+        let goes = |axis: &usize| self.axes.contains(axis);
+        let wide = |axis: &usize| layout.shape[*axis] != 1;
+        let axes = 0..layout.shape.len();
+        let mut runs: Vec<bool> = axes.clone().filter(wide).map(|axis| goes(&axis)).collect();
+        runs.dedup();
+        let size = |axes: &[usize]| axes.iter().map(|axis| layout.shape[*axis]).product::<u64>();
+
+        // One run of axes, or those that stay before those that go.
+        let one_run = runs.iter().filter(|goes| **goes).count() <= 1;
+        let mut order: SmallVec<[usize; 4]> = axes.clone().collect();
+        if !one_run {
+            order.sort_by_key(goes);
+        }
+        let gone = |axis: &usize| goes(axis) && wide(axis);
+        let first = order.iter().position(gone).unwrap_or(order.len());
+        let last = order.iter().rposition(gone).map_or(first, |at| at + 1);
+        let shape = [&order[..first], &order[first..last], &order[last..]].map(size);
+        let ordered = layout.permuted(&order);
+        let folded = ordered.reshape(shape.as_slice().into());
+        let half = self.kind != ReduceKind::Max && dtype.is_half();
+
+        // Of 16-bit floats that are not row-major libtorch's sums would make an f32 copy.
+        let copy = folded.is_none() || half && !ordered.is_contiguous();
+        let neighbours = shape[2] == 1 && folded.is_some_and(|x| copy || x.strides[1] == 1);
+        let (most, block) = match shape {
+            [1, _, 1] => ONE_RESULT,
+            _ if neighbours || shape[2] == 1 && copy => ROWS,
+            _ => COLUMNS,
+        };
+        let mut parts = SmallVec::new();
+        let mut n = shape[1];
+        while n > most && shape[0] * shape[2] > 0 {
+            n = n.div_ceil(block);
+            parts.push(n);
+        }
+        if parts.is_empty() {
+            return Steps {
+                order: axes.collect(),
+                copy: half && !layout.is_contiguous(),
+                shape,
+                block,
+                parts,
+            };
+        }
+        Steps {
+            order,
+            shape,
+            copy,
+            block,
+            parts,
+        }
     }
 }
 
@@ -133,16 +208,12 @@ impl Operator for Reduce {
         Ok(g.give(0, dx)?)
     }
 
-    /// The divisor of a mean, and what [`Reduce::copies`] and [`Reduce::parts`] say.
+    /// The divisor of a mean, and what [`Steps`] take.
     fn scratch(&self, operands: &[(&TensorType, &Layout)], results: &[&TensorType]) -> u64 {
-        let (x, result) = (operands[0], results[0]);
-        let size = result.dtype.size();
-        let divisor = (self.kind == ReduceKind::Mean).then_some(size);
-        let elements = x.0.elements().unwrap_or(0);
-        let parts = self.parts(elements, result.elements().unwrap_or(0));
-        let copy = self.copies(x.0.dtype, parts).then(|| super::row_major(x));
-        let parts = parts.map(|n| n * size);
-        pieces(divisor.into_iter().chain(copy).chain(parts))
+        let (x, layout) = operands[0];
+        let divisor = (self.kind == ReduceKind::Mean).then_some(results[0].dtype.size());
+        let steps = self.steps(x.dtype, layout);
+        pieces(divisor.into_iter().chain(steps.bytes(x.dtype)))
     }
 
     fn flops(&self, operands: &[&TensorType], _: &[&TensorType]) -> u64 {

@@ -117,6 +117,9 @@ pub(in crate::kernels) fn backward(op: AttentionGrad, cx: &mut Cx<'_>) -> Emitte
     Ok(())
 }
 
+/// The axis of sequences of `[shares, sequences, groups, rows, keys]`.
+const SEQUENCES: i64 = 1;
+
 /// The gradient of the bias, `[1 or batch, 1 or heads, 1 or rows, 1 or keys]`.
 struct DBias {
     view: View,
@@ -135,7 +138,7 @@ impl DBias {
             axes.extend([0, 2]);
         }
         let others = [
-            (1, sequences, at_once.sequences),
+            (SEQUENCES, sequences, at_once.sequences),
             (3, rows, s.rows),
             (KEYS as i64, keys, s.keys),
         ];
@@ -159,14 +162,22 @@ impl DBias {
     /// Adds what a block gives to its part.
     fn add(&self, cx: &mut Cx<'_>, part: &View, grads: &View, s: &AttentionSizes) -> Emitted {
         let part = by_share(part, s);
-        let addend = match &self.room {
-            Some(room) => {
-                let sum = View::contiguous(room.start, room.dtype, part.shape());
-                cx.sum(grads, &self.axes, true, &sum)?;
-                sum
-            }
-            None => grads.clone(),
+        let Some(room) = &self.room else {
+            return cx.add(&part, grads, In::Int(1), &part);
         };
-        cx.add(&part, &addend, In::Int(1), &part)
+        // A sum over more sequences takes memory on a GPU.
+        let at_once = if self.axes.contains(&SEQUENCES) {
+            255
+        } else {
+            u64::MAX
+        };
+        let count = grads.shape()[SEQUENCES as usize];
+        for from in (0..count).step_by(at_once.min(count).max(1) as usize) {
+            let grads = grads.narrow(SEQUENCES as usize, from, at_once.min(count - from));
+            let sum = View::contiguous(room.start, room.dtype, part.shape());
+            cx.sum(&grads, &self.axes, true, &sum)?;
+            cx.add(&part, &sum, In::Int(1), &part)?;
+        }
+        Ok(())
     }
 }
