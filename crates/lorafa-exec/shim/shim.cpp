@@ -10,15 +10,18 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/stack.h>
 #include <c10/core/Allocator.h>
+#include <c10/core/DeviceGuard.h>
 #include <c10/core/InferenceMode.h>
 #include <c10/util/ThreadLocalDebugInfo.h>
 #include <dlfcn.h>
 
 #include <algorithm>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -184,6 +187,32 @@ bool lorafa_cuda_devices(int64_t* count) {
     return guarded([&] {
         at::globalContext().lazyInitDevice(c10::DeviceType::CUDA);
         *count = at::globalContext().getAcceleratorHooksInterface(c10::DeviceType::CUDA).deviceCount();
+    });
+}
+
+// Makes a CUDA device ready for products: cuBLAS's handle of this thread, and the workspace that libtorch's allocator gives
+// it for good. Bytes in use on the device before that, and of the workspace.
+bool lorafa_cuda_prepare(int64_t index, int64_t* out) {
+    return guarded([&] {
+        static std::mutex mutex;
+        static std::map<int64_t, std::pair<int64_t, int64_t>> prepared;
+        std::lock_guard<std::mutex> lock(mutex);
+        auto found = prepared.find(index);
+        if (found == prepared.end()) {
+            c10::Device device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(index));
+            c10::DeviceGuard guard(device);
+            auto* allocator = at::getDeviceAllocator(device.type());
+            auto all = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+            auto allocated = [&] { return allocator->getDeviceStats(device.index()).allocated_bytes[all].current; };
+            auto [free, total] = allocator->getMemoryInfo(device.index());
+            // at::cuda::getCurrentCUDABlasHandle(), whose header takes CUDA's.
+            auto handle = reinterpret_cast<void* (*)()>(dlsym(RTLD_DEFAULT, "_ZN2at4cuda24getCurrentCUDABlasHandleEv"));
+            TORCH_CHECK(handle, "libtorch_cuda is not of the version that this program was built with");
+            auto before = allocated();
+            handle();
+            found = prepared.emplace(index, std::pair(static_cast<int64_t>(total - free), allocated() - before)).first;
+        }
+        std::tie(out[0], out[1]) = found->second;
     });
 }
 

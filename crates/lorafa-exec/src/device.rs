@@ -75,13 +75,22 @@ impl Device {
             };
             return Err(failed(why));
         }
-        Ok(OpenDevice(self))
+        let (before, workspace) = shim::prepare_cuda(index as i64).map_err(failed)?;
+        Ok(OpenDevice {
+            device: self,
+            before: Some(before),
+            workspace,
+        })
     }
 }
 
 /// A device that is ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct OpenDevice(Device);
+pub struct OpenDevice {
+    device: Device,
+    before: Option<u64>,
+    workspace: u64,
+}
 
 /// Bytes of memory of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,22 +116,38 @@ pub struct Peaks {
 
 impl OpenDevice {
     /// The processor, which is always ready.
-    pub const CPU: OpenDevice = OpenDevice(Device::Cpu);
+    pub const CPU: OpenDevice = OpenDevice {
+        device: Device::Cpu,
+        before: None,
+        workspace: 0,
+    };
 
     /// Its name for [`Device::from_str`].
     #[must_use]
     pub fn device(self) -> Device {
-        self.0
+        self.device
+    }
+
+    /// Bytes in use on a GPU before anything of ours but its context: by that, and by other processes.
+    #[must_use]
+    pub fn before(self) -> Option<u64> {
+        self.before
+    }
+
+    /// Bytes that libtorch gave cuBLAS as workspace when the device was opened: all that a step takes beside its arena.
+    #[must_use]
+    pub fn workspace(self) -> u64 {
+        self.workspace
     }
 
     /// What it is called by its maker, for reports.
     #[must_use]
     pub fn name(self) -> String {
-        let name = match self.0 {
+        let name = match self.device {
             Device::Cpu => host::processor(),
             Device::Cuda(index) => shim::cuda_name(index as i64),
         };
-        name.unwrap_or_else(|| self.0.to_string())
+        name.unwrap_or_else(|| self.device.to_string())
     }
 
     /// How much memory it has.
@@ -130,7 +155,7 @@ impl OpenDevice {
     /// # Errors
     /// [`ExecError::Device`] if the system does not say.
     pub fn memory(self) -> Result<DeviceMemory, ExecError> {
-        let memory = match self.0 {
+        let memory = match self.device {
             Device::Cpu => host::memory(),
             Device::Cuda(index) => shim::memory(index as i64),
         };
@@ -143,7 +168,7 @@ impl OpenDevice {
     /// # Errors
     /// [`ExecError::Device`] if the system does not say.
     pub fn peaks(self) -> Result<Peaks, ExecError> {
-        let Device::Cuda(index) = self.0 else {
+        let Device::Cuda(index) = self.device else {
             let device = host::peak().map_err(|why| self.failed(why))?;
             return Ok(Peaks {
                 allocated: None,
@@ -165,7 +190,7 @@ impl OpenDevice {
     /// # Errors
     /// [`ExecError::Device`] if what it did failed.
     pub fn synchronize(self) -> Result<(), ExecError> {
-        match self.0 {
+        match self.device {
             Device::Cpu => Ok(()),
             Device::Cuda(index) => shim::synchronize(index as i64).map_err(|why| self.failed(why)),
         }
@@ -178,7 +203,7 @@ impl OpenDevice {
 
     /// libtorch's name of it.
     pub(crate) fn torch(self) -> tch::Device {
-        match self.0 {
+        match self.device {
             Device::Cpu => tch::Device::Cpu,
             Device::Cuda(index) => tch::Device::Cuda(index),
         }
@@ -186,7 +211,7 @@ impl OpenDevice {
 
     /// CUDA's number, or -1.
     fn index(self) -> i64 {
-        match self.0 {
+        match self.device {
             Device::Cpu => -1,
             Device::Cuda(index) => index as i64,
         }
@@ -194,7 +219,7 @@ impl OpenDevice {
 
     fn failed(self, why: String) -> ExecError {
         ExecError::Device {
-            device: self.0,
+            device: self.device,
             why,
         }
     }

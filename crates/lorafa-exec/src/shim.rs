@@ -28,6 +28,7 @@ unsafe extern "C" {
     fn lorafa_trace_stop(tracer: *mut c_void);
     fn lorafa_cuda_open() -> bool;
     fn lorafa_cuda_devices(count: *mut i64) -> bool;
+    fn lorafa_cuda_prepare(index: i64, out: *mut i64) -> bool;
     fn lorafa_cuda_name(index: i64, out: *mut c_char, size: usize) -> bool;
     fn lorafa_memory(index: i64, out: *mut i64) -> bool;
     fn lorafa_peaks(index: i64, out: *mut i64) -> bool;
@@ -202,6 +203,12 @@ pub(crate) fn cuda_devices() -> Result<u64, String> {
     // SAFETY: there is room for a number.
     checked(unsafe { lorafa_cuda_devices(&mut count) })?;
     Ok(count.max(0).unsigned_abs())
+}
+
+/// Makes a CUDA device ready for products on this thread: bytes in use on it before, and of cuBLAS's workspace.
+pub(crate) fn prepare_cuda(index: i64) -> Result<(u64, u64), String> {
+    // SAFETY: there is room for two numbers.
+    pair(|out| unsafe { lorafa_cuda_prepare(index, out) })
 }
 
 /// What a CUDA device is called.
