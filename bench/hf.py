@@ -101,14 +101,15 @@ def measure(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     trained = sum(p.numel() for p in training.trained())
     first, last = losses[0].item(), losses[-1].item()
     if cuda:
-        memory = {"planned_peak": None, "allocated_peak": torch.cuda.max_memory_allocated(device),
+        memory = {"planned_peak": None, "device_before": None,
+                  "allocated_peak": torch.cuda.max_memory_allocated(device),
                   "reserved_peak": torch.cuda.max_memory_reserved(device), "device_peak": used}
     else:
         used = resident_peak()
         del training, losses
         gc.collect()
-        memory = {"planned_peak": None, "allocated_peak": cpu_allocated_peak(args, device), "reserved_peak": None,
-                  "device_peak": used}
+        memory = {"planned_peak": None, "device_before": None, "allocated_peak": cpu_allocated_peak(args, device),
+                  "reserved_peak": None, "device_peak": used}
     return {"memory": memory,
             "step_seconds": {"median": median, "min": timed[0], "max": timed[-1], "p10": quantile(timed, 0.1),
                              "p90": quantile(timed, 0.9)},
@@ -237,7 +238,7 @@ def main() -> None:
         "adapter_dtype": args.adapter_dtype if adapters else None, "batch": args.batch, "seq": args.seq,
         "rank": args.rank if adapters else None, "device": args.device, "device_name": device_name(device),
         "steps": args.steps, "warmup": args.warmup, "attention": args.attention,
-        "memory": dict.fromkeys(("planned_peak", "allocated_peak", "reserved_peak", "device_peak")),
+        "memory": dict.fromkeys(("planned_peak", "device_before", "allocated_peak", "reserved_peak", "device_peak")),
         "step_seconds": None, "tokens_per_second": None, "flops_per_second": None, "loss": None,
         "trained_parameters": None}
     try:

@@ -14,7 +14,7 @@ SCHEMA: dict[str, Any] = {
     "tool": str, "version": str, "model": str, "method": str, "optimizer": str, "dtype": str,
     "adapter_dtype": (str, None), "batch": int, "seq": int, "rank": (int, None), "device": str, "device_name": str,
     "steps": int, "warmup": int, "attention": str,
-    "memory": {"planned_peak": (int, None), "allocated_peak": int, "reserved_peak": (int, None), "device_peak": int},
+    "memory": {"planned_peak": (int, None), "device_before": (int, None), "allocated_peak": int, "reserved_peak": (int, None), "device_peak": int},
     "step_seconds": dict.fromkeys(("median", "min", "max", "p10", "p90"), NUMBER),
     "tokens_per_second": NUMBER, "flops_per_second": NUMBER, "loss": {"first": NUMBER, "last": NUMBER},
     "trained_parameters": int,
@@ -32,7 +32,7 @@ def problems(result: Any, asked: Result) -> list[str]:
     schema = dict(SCHEMA)
     if "error" in result:       # what was not measured is null; what was planned stays
         schema |= {"error": str, "memory": dict.fromkeys(SCHEMA["memory"], None)}
-        schema["memory"] |= {"planned_peak": (int, None)}
+        schema["memory"] |= {"planned_peak": (int, None), "device_before": (int, None)}
         schema |= dict.fromkeys(MEASURED, None)
     found = departures(result, schema, "")
     if not found:
@@ -107,10 +107,12 @@ class Row:
     def plan_checks(self) -> list[Check | None]:
         """For each measured peak, in the order of TOLERANCE; None where there is nothing to compare: what was not
         measured, and on the CPU the whole process with its code."""
-        planned, cuda = self.memory("planned_peak"), any(r["device"] != "cpu" for r in self.results)
+        arena, cuda = self.memory("planned_peak"), any(r["device"] != "cpu" for r in self.results)
         checks: list[Check | None] = []
         for key, tolerance in TOLERANCE.items():
-            measured = self.memory(key)
+            measured, planned = self.memory(key), arena
+            if planned is not None and key == "device_peak":
+                planned += self.memory("device_before") or 0
             if planned is None or measured is None or (key == "device_peak" and not cuda):
                 checks.append(None)
             else:
@@ -144,7 +146,7 @@ def runs_table(rows: list[Row]) -> str:
         step = row.error or f"{milliseconds(row.seconds())} ({milliseconds(row.seconds('p10'))} – " \
                             f"{milliseconds(row.seconds('p90'))})"
         tokens, flops = row.rate("tokens_per_second"), row.rate("flops_per_second")
-        return [row.label, row.shape, *(size(row.memory(key)) for key in SCHEMA["memory"]), step,
+        return [row.label, row.shape, *(size(row.memory(key)) for key in ("planned_peak", *TOLERANCE)), step,
                 "—" if tokens is None else f"{tokens:.0f}", "—" if flops is None else f"{flops / 1e12:.3g}"]
 
     return table(["run", "batch × seq", "planned", "allocated", "reserved", "device", "step, median (p10 – p90)",

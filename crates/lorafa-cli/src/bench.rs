@@ -55,7 +55,10 @@ struct Figures {
 /// In bytes.
 #[derive(Debug, Serialize)]
 struct Memory {
+    /// Of the arena, and on a GPU of cuBLAS's workspace.
     planned_peak: u64,
+    /// What was in use on a GPU before.
+    device_before: Option<u64>,
     allocated_peak: Option<u64>,
     reserved_peak: Option<u64>,
     device_peak: Option<u64>,
@@ -137,7 +140,8 @@ pub fn bench(args: &BenchArgs, out: &mut dyn Write) -> Result<(), Error> {
         warmup: args.warmup,
         attention: "as in the graph",
         memory: Memory {
-            planned_peak: plan.arena_bytes(),
+            planned_peak: plan.arena_bytes() + device.workspace(),
+            device_before: device.before(),
             allocated_peak: measured
                 .as_ref()
                 .map(|m| m.peaks.allocated.unwrap_or(m.traced)),
@@ -251,7 +255,6 @@ fn adapter_dtype(graph: &Graph) -> Option<String> {
 }
 
 fn text(f: &Figures) -> String {
-    let ratio = |measured: u64| measured as f64 / f.memory.planned_peak.max(1) as f64;
     let dtype = f.dtype.as_deref().unwrap_or("?");
     let mut text = format!(
         "{} · {} · {dtype} · batch {} · seq {} · {} ({})\n",
@@ -262,15 +265,21 @@ fn text(f: &Figures) -> String {
         " planned peak    {:>12}\n",
         bytes(memory.planned_peak)
     ));
+    let planned = memory.planned_peak;
+    let of_device = planned + memory.device_before.unwrap_or(0);
     let measured = [
-        ("allocated peak", memory.allocated_peak),
-        ("reserved peak", memory.reserved_peak),
-        ("device peak", memory.device_peak),
+        ("allocated peak", memory.allocated_peak, planned),
+        ("reserved peak", memory.reserved_peak, planned),
+        ("device peak", memory.device_peak, of_device),
     ];
-    for (what, n) in measured {
+    for (what, n, planned) in measured {
         if let Some(n) = n {
-            let (size, ratio) = (bytes(n), ratio(n));
-            text.push_str(&format!(" {what:<15} {size:>12}  {ratio:.4} of the plan\n"));
+            let (size, ratio) = (bytes(n), n as f64 / planned.max(1) as f64);
+            text.push_str(&format!(" {what:<15} {size:>12}  {ratio:.4} of the plan"));
+            text.push_str(match planned - memory.planned_peak {
+                0 => "\n",
+                _ => " and what was in use before\n",
+            });
         }
     }
     if let (Some(s), Some(loss)) = (&f.step_seconds, f.loss) {

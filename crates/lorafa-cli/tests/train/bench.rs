@@ -63,6 +63,7 @@ fn json_has_the_schemas_keys_and_the_planned_peak() {
             keys(memory),
             [
                 "allocated_peak",
+                "device_before",
                 "device_peak",
                 "planned_peak",
                 "reserved_peak"
