@@ -99,10 +99,13 @@ class Row:
 
     def seconds(self, key: str = "median") -> float | None:
         """The median of the rounds."""
-        return None if self.error else median(r["step_seconds"][key] for r in self.results)
+        return self.middle([r["step_seconds"] and r["step_seconds"][key] for r in self.results])
 
     def rate(self, key: str) -> float | None:
-        return None if self.error else median(r[key] for r in self.results)
+        return self.middle([r[key] for r in self.results])
+
+    def middle(self, figures: list[float | None]) -> float | None:
+        return None if self.error or None in figures else median(f for f in figures if f is not None)
 
     def plan_checks(self) -> list[Check | None]:
         """For each measured peak, in the order of TOLERANCE; None where there is nothing to compare: what was not
@@ -143,8 +146,8 @@ def ratio(mine: float | None, other: float | None) -> str:
 
 def runs_table(rows: list[Row]) -> str:
     def cells(row: Row) -> list[str]:
-        step = row.error or f"{milliseconds(row.seconds())} ({milliseconds(row.seconds('p10'))} – " \
-                            f"{milliseconds(row.seconds('p90'))})"
+        step = row.error or ("—" if row.seconds() is None else f"{milliseconds(row.seconds())} "
+                             f"({milliseconds(row.seconds('p10'))} – {milliseconds(row.seconds('p90'))})")
         tokens, flops = row.rate("tokens_per_second"), row.rate("flops_per_second")
         return [row.label, row.shape, *(size(row.memory(key)) for key in ("planned_peak", *TOLERANCE)), step,
                 "—" if tokens is None else f"{tokens:.0f}", "—" if flops is None else f"{flops / 1e12:.3g}"]

@@ -82,7 +82,7 @@ def command(config: Config, preset: Preset, shape: tuple[int, int], args: argpar
 def run(config: Config, preset: Preset, shape: tuple[int, int], args: argparse.Namespace, graph: Path) -> Result | str:
     """The result, or why there is none."""
     done = subprocess.run(command(config, preset, shape, args, graph), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          text=True, check=False)
+                          text=True, check=False, env={**os.environ, **args.standin})
     if done.returncode:
         return f"exit status {done.returncode}: {done.stderr.strip()[-2000:]}"
     try:
@@ -93,7 +93,17 @@ def run(config: Config, preset: Preset, shape: tuple[int, int], args: argparse.N
         "tool": config.tool, "method": config.method, "dtype": preset.dtype, "adapter_dtype": config.adapter_dtype,
         "batch": shape[0], "seq": shape[1], "rank": preset.rank, "device": preset.device, "steps": args.steps,
         "warmup": args.warmup, "optimizer": "adamw"}
-    return "; ".join(problems(result, asked)) or result
+    wrong = "; ".join(problems(result, asked))
+    if args.standin and not wrong:      # where nothing is computed, time and loss mean nothing
+        result |= dict.fromkeys(("step_seconds", "tokens_per_second", "flops_per_second", "loss"))
+    return wrong or result
+
+
+def standin() -> dict[str, str]:
+    """Variables that have both sides find a GPU where there is none."""
+    preload = subprocess.run([HERE.parent / "tests/cuda/standin.sh"], stdout=subprocess.PIPE, text=True, check=True).stdout
+    # cuDNN's attention asks cuDNN for plans, which the stand-in does not make; flash attention is PyTorch's own.
+    return {"LD_PRELOAD": preload.strip(), "TORCH_CUDNN_SDPA_DEPRIORITIZED": "1"}
 
 
 def environment(device: str) -> dict[str, Any]:
@@ -139,6 +149,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, help="untimed steps before them [default: 2; 1 with --quick]")
     parser.add_argument("--rounds", type=int, help="runs of each configuration [default: 3; 1 with --quick]")
     parser.add_argument("--quick", action="store_true", help="the first shape only, one round of two steps")
+    parser.add_argument("--standin", action="store_true",
+                        help="on a stand-in for a GPU: memory alone, see tests/cuda/standin.sh; takes LIBTORCH")
     parser.add_argument("--no-mask", dest="mask", action="store_false", help="no attention_mask on either side")
     parser.add_argument("--date", help="noted in the measurement file")
     parser.add_argument("--out", type=Path, help="every result and the environment, as JSON")
@@ -156,6 +168,9 @@ def arguments() -> argparse.Namespace:
         parser.error(f"--batch {min(unknown)}: the preset {args.preset} has {', '.join(map(str, batches))}")
     if args.graph and not args.graph.is_file():
         parser.error(f"--graph {args.graph}: there is no such file")
+    if args.standin and PRESETS[args.preset].device == "cpu":
+        parser.error("--standin is for presets of a GPU")
+    args.standin = standin() if args.standin else {}
     return args
 
 
@@ -203,7 +218,8 @@ def main() -> None:
 def outcome(result: Result | str) -> str:
     if isinstance(result, str):
         return f"FAILED: {result}"
-    return result.get("error") or f"{result['step_seconds']['median'] * 1e3:.2f} ms"
+    seconds = result["step_seconds"]
+    return result.get("error") or ("done" if seconds is None else f"{seconds['median'] * 1e3:.2f} ms")
 
 
 if __name__ == "__main__":

@@ -22,5 +22,6 @@ step cargo test --locked -p lorafa-exec --features torch
 step cargo test --locked -p lorafa-cli --features torch --lib --bins --test train
 # The tests of lorafa-cli have built the binary, with libtorch.
 step bench/smoke.sh --bin target/debug/lorafa-opt
+step tests/cuda/run.py --bin target/debug/lorafa-opt
 step tests/conformance/run.sh --bin target/debug/lorafa-opt
 step tests/peft/load.sh
