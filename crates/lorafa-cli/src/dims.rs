@@ -23,6 +23,8 @@ pub struct Dims {
     pub batch: Option<i64>,
     /// The length of the main input, if the model has one.
     pub seq: Option<i64>,
+    /// The symbols of the inputs' batch; none if it is fixed.
+    pub batch_symbols: BTreeSet<Arc<str>>,
     /// Lines for the report: what was not given and how to give it.
     pub notes: Vec<String>,
 }
@@ -47,8 +49,12 @@ pub fn resolve(graph: &Graph, args: &TrainingArgs) -> Result<Dims, String> {
         bindings: Bindings::new(),
         batch: None,
         seq: None,
+        batch_symbols: BTreeSet::new(),
         notes: Vec::new(),
     };
+    for (_, shape) in data_inputs(graph) {
+        shape[0].symbols(&mut dims.batch_symbols);
+    }
     for (name, number) in &args.dims {
         let Some(symbol) = known.get(name.as_str()) else {
             return Err(no_such_symbol(name, &known));

@@ -87,7 +87,9 @@ impl Error {
         match self {
             Error::DoesNotFit(_) => true,
             #[cfg(feature = "torch")]
-            Error::Exec(lorafa_exec::ExecError::OutOfMemory { .. }) => true,
+            Error::Exec(error) | Error::Train(lorafa_train::TrainError::Exec(error)) => {
+                error.is_out_of_memory()
+            }
             _ => false,
         }
     }

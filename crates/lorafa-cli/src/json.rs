@@ -13,6 +13,8 @@ struct Report<'a> {
     model: &'a str,
     dtype: Option<String>,
     dims: BTreeMap<&'a str, i64>,
+    /// The loss, in words.
+    loss: &'a str,
     methods: BTreeMap<&'static str, Reported<'a>>,
     certificate: Option<Certified<'a>>,
 }
@@ -82,6 +84,7 @@ pub fn json(model: &str, compiled: &Compiled, reports: &[MethodReport]) -> Strin
         model,
         dtype: compiled.dtype().map(|d| d.to_string()),
         dims,
+        loss: &compiled.loss,
         methods: methods.collect(),
         certificate: compiled
             .certificate

@@ -38,27 +38,15 @@ pub fn check_fits(
     if needed <= free {
         return Ok(());
     }
-    let fits = |batch: i64| {
-        let training = TrainingArgs {
-            batch: Some(batch),
-            ..training.clone()
-        };
-        let smaller = compile::single(model, &training);
-        smaller.is_ok_and(|single| needs(&single) <= free)
-    };
-    // The largest that fits, by bisection: fewer sequences never need more.
-    let (mut least, mut most) = (0, single.dims.batch.unwrap_or(1));
-    while most - least > 1 {
-        let middle = least + (most - least) / 2;
-        if fits(middle) {
-            least = middle;
-        } else {
-            most = middle;
+    let advice = match largest_batch(training, single, |smaller| {
+        Ok(needs(&compile::single(model, smaller)?) <= free)
+    })? {
+        Some(flag) => format!("{flag} fits"),
+        None if single.dims.batch_symbols.is_empty() => {
+            "the model's batch is fixed; export it with a dynamic one, or take another device"
+                .into()
         }
-    }
-    let advice = match least {
-        0 => "no smaller --batch fits; lower --seq or the rank, or take another device".to_owned(),
-        n => format!("--batch {n} fits"),
+        None => "no smaller --batch fits; lower --seq or the rank, or take another device".into(),
     };
     Err(Error::DoesNotFit(format!(
         "needs {}, {} has {} free: {advice} (--force tries all the same)",
@@ -66,4 +54,39 @@ pub fn check_fits(
         args.device,
         units::bytes(free),
     )))
+}
+
+/// The flag that gives the largest batch that fits, if one does.
+fn largest_batch(
+    training: &TrainingArgs,
+    single: &Single,
+    fits: impl Fn(&TrainingArgs) -> Result<bool, Error>,
+) -> Result<Option<String>, Error> {
+    let symbols = &single.dims.batch_symbols;
+    if symbols.is_empty() {
+        return Ok(None);
+    }
+    let mut smaller = training.clone();
+    let of_batch = |name: &String| symbols.contains(name.as_str());
+    let given = training
+        .dims
+        .iter()
+        .map(|(name, _)| name)
+        .find(|name| of_batch(name));
+    smaller.dims.retain(|(name, _)| !of_batch(name));
+    // By bisection: fewer sequences never need more.
+    let (mut least, mut most) = (0, single.dims.batch.unwrap_or(1));
+    while most - least > 1 {
+        let middle = least + (most - least) / 2;
+        smaller.batch = Some(middle);
+        if fits(&smaller)? {
+            least = middle;
+        } else {
+            most = middle;
+        }
+    }
+    Ok((least > 0).then(|| match given {
+        Some(name) => format!("--dim {name}={least}"),
+        None => format!("--batch {least}"),
+    }))
 }

@@ -45,6 +45,7 @@ fn heading(text: &mut String, model: &str, compiled: &Compiled) {
         .iter()
         .filter_map(|(name, n)| Some(format!(" · {name} {}", (*n)?)));
     line!(text, "{model} · {dtype}{}", dims.collect::<String>());
+    line!(text, "loss: {}", compiled.loss);
     for note in compiled.dims.notes.iter().chain(&compiled.warnings) {
         line!(text, "{note}");
     }

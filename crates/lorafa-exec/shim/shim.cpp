@@ -28,12 +28,17 @@
 namespace {
 
 thread_local std::string last_error;
+thread_local bool out_of_memory = false;
 
 template <typename F>
 bool guarded(F&& body) {
+    out_of_memory = false;
     try {
         body();
         return true;
+    } catch (const c10::OutOfMemoryError& error) {
+        out_of_memory = true;
+        last_error = error.what_without_backtrace();
     } catch (const c10::Error& error) {
         last_error = error.what_without_backtrace();
     } catch (const std::exception& error) {
@@ -75,6 +80,9 @@ extern "C" {
 
 const char* lorafa_error() { return last_error.c_str(); }
 
+// Whether the failure was that a device has no memory left.
+bool lorafa_out_of_memory() { return out_of_memory; }
+
 // A call of `name.overload` that has no arguments yet; null if there is no such operator.
 void* lorafa_call_new(const char* name, const char* overload) {
     Call* call = nullptr;
@@ -91,17 +99,23 @@ bool lorafa_push_tensor(void* call, const void* tensor) { return push(call, *sta
 bool lorafa_push_int(void* call, int64_t value) { return push(call, value); }
 bool lorafa_push_double(void* call, double value) { return push(call, value); }
 bool lorafa_push_bool(void* call, bool value) { return push(call, value); }
-bool lorafa_push_string(void* call, const char* value) { return push(call, std::string(value)); }
+bool lorafa_push_string(void* call, const char* value) {
+    return guarded([&] { static_cast<Call*>(call)->arguments.emplace_back(std::string(value)); });
+}
 bool lorafa_push_none(void* call) { return push(call, c10::IValue()); }
 
 bool lorafa_push_ints(void* call, const int64_t* values, size_t count) {
-    return push(call, std::vector<int64_t>(values, values + count));
+    return guarded([&] {
+        static_cast<Call*>(call)->arguments.emplace_back(std::vector<int64_t>(values, values + count));
+    });
 }
 
 bool lorafa_push_tensors(void* call, const void* const* tensors, size_t count) {
-    std::vector<at::Tensor> list;
-    for (size_t i = 0; i < count; ++i) list.push_back(*static_cast<const at::Tensor*>(tensors[i]));
-    return push(call, std::move(list));
+    return guarded([&] {
+        std::vector<at::Tensor> list;
+        for (size_t i = 0; i < count; ++i) list.push_back(*static_cast<const at::Tensor*>(tensors[i]));
+        static_cast<Call*>(call)->arguments.emplace_back(std::move(list));
+    });
 }
 
 // Whether there are as many arguments as the operator takes; it must be so before the call runs.

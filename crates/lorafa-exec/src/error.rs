@@ -86,6 +86,16 @@ pub enum ExecError {
         /// What the allocator says.
         why: String,
     },
+    /// A device has no memory left for a kernel that the plan does not know of: one that its libraries load or make.
+    #[error("{line}: {device} has no memory left: {message}")]
+    NoMemoryLeft {
+        /// The op.
+        line: String,
+        /// Where.
+        device: Device,
+        /// What libtorch says.
+        message: String,
+    },
     /// A device cannot be used, or does not say what it was asked.
     #[error("{device}: {why}")]
     Device {
@@ -143,6 +153,17 @@ pub enum ExecError {
         /// What was given.
         found: u64,
     },
+}
+
+impl ExecError {
+    /// Whether a smaller step or a larger device would do.
+    #[must_use]
+    pub fn is_out_of_memory(&self) -> bool {
+        matches!(
+            self,
+            ExecError::OutOfMemory { .. } | ExecError::NoMemoryLeft { .. }
+        )
+    }
 }
 
 /// Why a kernel could not be set up, before it is known for which op.

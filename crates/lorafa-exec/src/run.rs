@@ -11,7 +11,7 @@ use crate::device::OpenDevice;
 use crate::error::ExecError;
 use crate::kernels::{Task, When, Work};
 use crate::program::Program;
-use crate::shim::{InferenceMode, Tracer};
+use crate::shim::{self, InferenceMode, Tracer};
 use crate::trace::{Trace, Watch};
 
 /// A task with its place in the step.
@@ -94,12 +94,24 @@ impl Program {
     /// # Errors
     /// As [`step`](Self::step).
     pub fn step_traced(&mut self) -> Result<Trace, ExecError> {
+        self.traced(Part::Step)
+    }
+
+    /// Runs the step without its update and reports what memory that took.
+    ///
+    /// # Errors
+    /// As [`micro_step`](Self::micro_step).
+    pub fn micro_step_traced(&mut self) -> Result<Trace, ExecError> {
+        self.traced(Part::MicroStep)
+    }
+
+    fn traced(&mut self, part: Part) -> Result<Trace, ExecError> {
         let tracer = Tracer::start().map_err(|message| ExecError::Torch {
             line: "the allocation tracer".into(),
             message,
         })?;
         let mut watch = Watch::default();
-        self.run(Part::Step, |position| {
+        self.run(part, |position| {
             watch.record(position, tracer.take());
             Ok(())
         })?;
@@ -154,10 +166,17 @@ impl Program {
     /// Runs one task.
     pub(crate) fn task(&mut self, index: usize) -> Result<(), ExecError> {
         let Step { position, task, .. } = &self.steps[index];
-        let done = work(task, self.runs, self.device);
-        done.map_err(|message| ExecError::Torch {
-            line: self.line(*position),
-            message,
+        work(task, self.runs, self.device).map_err(|message| {
+            let line = self.line(*position);
+            if shim::out_of_memory() {
+                let device = self.device.device();
+                return ExecError::NoMemoryLeft {
+                    line,
+                    device,
+                    message,
+                };
+            }
+            ExecError::Torch { line, message }
         })
     }
 

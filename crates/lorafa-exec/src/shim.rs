@@ -9,6 +9,7 @@ use tch::Tensor;
 
 unsafe extern "C" {
     fn lorafa_error() -> *const c_char;
+    fn lorafa_out_of_memory() -> bool;
     fn lorafa_call_new(name: *const c_char, overload: *const c_char) -> *mut c_void;
     fn lorafa_call_free(call: *mut c_void);
     fn lorafa_push_tensor(call: *mut c_void, tensor: *const c_void) -> bool;
@@ -41,6 +42,12 @@ fn last_error() -> String {
     // SAFETY: the string is of this thread and is copied before another call could change it.
     let text = unsafe { CStr::from_ptr(lorafa_error()) };
     text.to_string_lossy().into_owned()
+}
+
+/// Whether the failure that the shim just reported was that a device has no memory left.
+pub(crate) fn out_of_memory() -> bool {
+    // SAFETY: no preconditions.
+    unsafe { lorafa_out_of_memory() }
 }
 
 /// An argument of an operator.

@@ -48,7 +48,8 @@ pub fn update(
             (true, Check::Finite) => program.step_checked()?,
             (true, Check::Memory) => program.step_traced()?.check()?,
             (false, Check::Finite) => program.micro_step_checked()?,
-            (false, _) => program.micro_step()?,
+            (false, Check::Memory) => program.micro_step_traced()?.check()?,
+            (false, Check::Nothing) => program.micro_step()?,
         }
         mean += share * loss(program, graph)?;
     }

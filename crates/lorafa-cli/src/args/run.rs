@@ -170,7 +170,7 @@ pub struct MachineArgs {
     #[arg(long)]
     pub force: bool,
 
-    /// Stop if libtorch allocates anything beside the arena.
+    /// Stop if libtorch allocates anything beside the arena in an update.
     #[arg(long)]
     pub check_memory: bool,
 
