@@ -101,6 +101,11 @@ pub struct CompileArgs {
     /// cautious value for one GPU.
     #[arg(long, value_name = "SIZE", default_value = "0", value_parser = size, help_heading = "Output")]
     pub reserve: u64,
+
+    /// Say whether the step fits into so much memory, and the largest batch and sequence that do. What does not is not
+    /// written, and the exit status is 3.
+    #[arg(long, value_name = "SIZE", value_parser = size, help_heading = "Output")]
+    pub budget: Option<u64>,
 }
 
 /// `lorafa-opt dump MODEL`.
@@ -166,7 +171,7 @@ pub struct TrainingArgs {
 }
 
 /// The largest number that a dimension may stand for: products of a few stay in range.
-const MAX_DIM: i64 = 1 << 31;
+pub const MAX_DIM: i64 = 1 << 31;
 
 /// How to inject adapters.
 #[derive(Clone, Debug, Args)]

@@ -4,6 +4,7 @@
 //! counts is the place: the first axis of an input is the batch, the second the sequence.
 
 use crate::args::TrainingArgs;
+use crate::fit::Axis;
 use lorafa_ir::ops::Role;
 use lorafa_ir::{Bindings, Dim, Graph};
 use lorafa_passes::bind_dims::symbols;
@@ -23,10 +24,20 @@ pub struct Dims {
     pub batch: Option<i64>,
     /// The length of the main input, if the model has one.
     pub seq: Option<i64>,
-    /// The symbols of the inputs' batch; none if it is fixed.
-    pub batch_symbols: BTreeSet<Arc<str>>,
+    /// The symbols of the batch, and of the main input's length; none if they are fixed.
+    symbols: [BTreeSet<Arc<str>>; 2],
     /// Lines for the report: what was not given and how to give it.
     pub notes: Vec<String>,
+}
+
+impl Dims {
+    /// The symbols on an axis of the inputs; none if it is fixed.
+    pub fn symbols(&self, axis: Axis) -> &BTreeSet<Arc<str>> {
+        match axis {
+            Axis::Batch => &self.symbols[0],
+            Axis::Seq => &self.symbols[1],
+        }
+    }
 }
 
 /// A flag, and the axis of the inputs that it is about.
@@ -49,11 +60,15 @@ pub fn resolve(graph: &Graph, args: &TrainingArgs) -> Result<Dims, String> {
         bindings: Bindings::new(),
         batch: None,
         seq: None,
-        batch_symbols: BTreeSet::new(),
+        symbols: Default::default(),
         notes: Vec::new(),
     };
-    for (_, shape) in data_inputs(graph) {
-        shape[0].symbols(&mut dims.batch_symbols);
+    let inputs = data_inputs(graph);
+    for (_, shape) in &inputs {
+        shape[0].symbols(&mut dims.symbols[0]);
+    }
+    if let Some(length) = inputs.first().and_then(|(_, shape)| shape.get(1)) {
+        length.symbols(&mut dims.symbols[1]);
     }
     for (name, number) in &args.dims {
         let Some(symbol) = known.get(name.as_str()) else {

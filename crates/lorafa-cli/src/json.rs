@@ -1,6 +1,7 @@
 //! The report as JSON.
 
 use crate::compile::Compiled;
+use crate::fit::Fit;
 use lorafa_ir::ValueId;
 use lorafa_passes::freeze_lora_a::Certificate;
 use lorafa_plan::MethodReport;
@@ -17,6 +18,8 @@ struct Report<'a> {
     loss: &'a str,
     methods: BTreeMap<&'static str, Reported<'a>>,
     certificate: Option<Certified<'a>>,
+    /// What `--budget` asked.
+    budget: Option<&'a Fit>,
 }
 
 /// A method: its plan, and what it computes twice.
@@ -62,7 +65,12 @@ struct Released {
 }
 
 /// The report as JSON text, with a final newline.
-pub fn json(model: &str, compiled: &Compiled, reports: &[MethodReport]) -> String {
+pub fn json(
+    model: &str,
+    compiled: &Compiled,
+    reports: &[MethodReport],
+    budget: Option<&Fit>,
+) -> String {
     let symbols = compiled.dims.bindings.iter();
     let mut dims: BTreeMap<&str, i64> = symbols.map(|(name, n)| (&**name, *n)).collect();
     // A symbol of that name is what it is.
@@ -90,6 +98,7 @@ pub fn json(model: &str, compiled: &Compiled, reports: &[MethodReport]) -> Strin
             .certificate
             .as_ref()
             .map(|c| certified(c, compiled)),
+        budget,
     };
     // Maps with string keys, strings and integers: nothing that serialization could refuse.
     let mut text = serde_json::to_string_pretty(&report).unwrap_or_default();

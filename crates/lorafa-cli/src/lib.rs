@@ -6,6 +6,7 @@
 //! | [`artifacts`] | what a model's path names: a file, or a folder of onnxruntime-training |
 //! | [`dims`] | numbers for symbolic dimensions, from flags and defaults |
 //! | [`compile`] | the main job: model file → three training steps with plans |
+//! | [`fit`] | the largest step that fits into some memory |
 //! | [`output`] | the written files |
 //! | [`report`], [`json`] | the report, for people and for programs |
 //! | `train`, `bench`, `check` | what runs a step, with the feature `torch`; `machine` and `weights` are what they begin with |
@@ -22,6 +23,7 @@ mod check;
 pub mod compile;
 pub mod dims;
 pub mod error;
+pub mod fit;
 pub mod json;
 #[cfg(feature = "torch")]
 mod machine;
@@ -42,6 +44,7 @@ pub use error::Error;
 
 use args::{Cli, Command, CompileArgs, DumpArgs};
 use artifacts::Opened;
+use fit::Fit;
 use lorafa_passes::pass::Method;
 use lorafa_plan::MethodReport;
 use std::io::{ErrorKind, Write};
@@ -114,11 +117,15 @@ fn main_job(path: &Path, args: &CompileArgs, out: &mut dyn Write) -> Result<(), 
         .iter()
         .map(|s| s.plan.report(&s.graph, args.reserve))
         .collect();
+    let fit = args
+        .budget
+        .map(|budget| Fit::of(budget, args.reserve, &model, &training))
+        .transpose()?;
     let name = file_name(path);
     let json = args
         .json
         .as_ref()
-        .map(|_| json::json(&name, &compiled, &reports));
+        .map(|_| json::json(&name, &compiled, &reports, fit.as_ref()));
     let output = output::prepare(args, &training, &model, step, json.as_deref())?;
 
     let mut text = match json {
@@ -131,6 +138,16 @@ fn main_job(path: &Path, args: &CompileArgs, out: &mut dyn Write) -> Result<(), 
             .notes
             .iter()
             .for_each(|note| text.push_str(&format!("  {note}\n")));
+    }
+    if let Some(fit) = &fit {
+        let answer = format!("{} {}", method.name(), fit.text());
+        if !fit.fits {
+            say(out, &text)?;
+            return Err(Error::DoesNotFit(answer));
+        }
+        if !json_out {
+            text.push_str(&format!("\n{answer}\n"));
+        }
     }
     // Said before it is done: where it cannot be said, nothing is written.
     say(out, &text)?;

@@ -1,8 +1,9 @@
 //! A compiled step on a device.
 
 use crate::args::{MachineArgs, TrainingArgs};
-use crate::compile::{self, Single};
+use crate::compile::Single;
 use crate::error::Error;
+use crate::fit::{self, Axis};
 use crate::units;
 use lorafa_exec::{Device, OpenDevice};
 use lorafa_onnx::file::ModelFile;
@@ -33,16 +34,14 @@ pub fn check_fits(
         return Ok(());
     }
     let free = device.memory()?.free;
-    let needs = |single: &Single| single.step.plan.arena_bytes().saturating_add(args.reserve);
-    let needed = needs(single);
+    let needed = fit::needed(single, args.reserve);
     if needed <= free {
         return Ok(());
     }
-    let advice = match largest_batch(training, single, |smaller| {
-        Ok(needs(&compile::single(model, smaller)?) <= free)
-    })? {
+    let largest = fit::largest(Axis::Batch, free, args.reserve, model, training, single)?;
+    let advice = match largest {
         Some(flag) => format!("{flag} fits"),
-        None if single.dims.batch_symbols.is_empty() => {
+        None if single.dims.symbols(Axis::Batch).is_empty() => {
             "the model's batch is fixed; export it with a dynamic one, or take another device"
                 .into()
         }
@@ -54,39 +53,4 @@ pub fn check_fits(
         args.device,
         units::bytes(free),
     )))
-}
-
-/// The flag that gives the largest batch that fits, if one does.
-fn largest_batch(
-    training: &TrainingArgs,
-    single: &Single,
-    fits: impl Fn(&TrainingArgs) -> Result<bool, Error>,
-) -> Result<Option<String>, Error> {
-    let symbols = &single.dims.batch_symbols;
-    if symbols.is_empty() {
-        return Ok(None);
-    }
-    let mut smaller = training.clone();
-    let of_batch = |name: &String| symbols.contains(name.as_str());
-    let given = training
-        .dims
-        .iter()
-        .map(|(name, _)| name)
-        .find(|name| of_batch(name));
-    smaller.dims.retain(|(name, _)| !of_batch(name));
-    // By bisection: fewer sequences never need more.
-    let (mut least, mut most) = (0, single.dims.batch.unwrap_or(1));
-    while most - least > 1 {
-        let middle = least + (most - least) / 2;
-        smaller.batch = Some(middle);
-        if fits(&smaller)? {
-            least = middle;
-        } else {
-            most = middle;
-        }
-    }
-    Ok((least > 0).then(|| match given {
-        Some(name) => format!("--dim {name}={least}"),
-        None => format!("--batch {least}"),
-    }))
 }

@@ -450,3 +450,77 @@ fn with_the_optimizer_trained_parameters_are_inputs_with_first_values() {
     }
     assert!(inputs.contains(&"optim::lr") && inputs.contains(&"optim::step"));
 }
+
+/// What is said to be the most that fits does, and one more does not; that is not written.
+#[test]
+fn a_budget_says_what_fits() {
+    let job = Job::new();
+    copy_example(&job, PLAIN, "model.onnx");
+    let step = ["model.onnx", "--rank", "4", "--budget", "2MiB"];
+    let small = ["--batch", "2", "--seq", "8", "--reserve", "1MiB"];
+    let report = json(&job, &[&step[..], &small].concat());
+    let budget = &report["budget"];
+    let planned = report["methods"]["lora-fa"]["arena_bytes"]
+        .as_u64()
+        .unwrap();
+    assert_eq!(budget["needed"].as_u64(), Some(planned + (1 << 20)));
+    assert_eq!(budget["fits"], true);
+    let axes = [
+        ("batch", "--batch", ["--seq", "8"]),
+        ("seq", "--seq", ["--batch", "2"]),
+    ];
+    for (axis, flag, other) in axes {
+        let largest = budget[axis]["number"].as_i64().unwrap();
+        assert_eq!(budget[axis]["flag"], flag);
+        let with = |n: i64| {
+            let number = n.to_string();
+            let flags = [flag, &number, "--reserve", "1MiB"];
+            [&step[..], &flags, &other]
+                .concat()
+                .iter()
+                .map(|s| (*s).to_owned())
+                .collect::<Vec<_>>()
+        };
+        let more = with(largest + 1);
+        let more: Vec<&str> = more.iter().map(String::as_str).collect();
+        let output = job.run(&more);
+        let said = String::from_utf8(output.stderr).unwrap();
+        let fits = format!("{flag} {largest}");
+        assert_eq!(output.status.code(), Some(3), "{said}");
+        assert!(
+            said.contains("budget of 2.0 MiB") && said.contains(&fits),
+            "{said}"
+        );
+        assert!(!job.path("model.lorafa.onnx").exists());
+
+        let most = with(largest);
+        let most: Vec<&str> = most.iter().map(String::as_str).collect();
+        let text = job.done(&most);
+        assert!(text.contains(&fits) && text.contains("wrote"), "{text}");
+        fs::remove_file(job.path("model.lorafa.onnx")).unwrap();
+    }
+    // By the name that was given.
+    let report = json(
+        &job,
+        &[&step[..], &["--dim", "batch=2", "--seq", "8"]].concat(),
+    );
+    assert_eq!(report["budget"]["batch"]["flag"], "--dim batch=");
+}
+
+/// Where the model has both axes fixed, there is nothing to advise.
+#[test]
+fn a_budget_for_a_fixed_model() {
+    let job = Job::new();
+    copy_example(
+        &job,
+        "llama-tiny-plain-dynamo-opt-sdpa-fp32-eval-logits-static.onnx",
+        "model.onnx",
+    );
+    let output = job.run(&["model.onnx", "--rank", "4", "--budget", "100KiB"]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    assert!(
+        said.contains("nothing smaller that the model allows"),
+        "{said}"
+    );
+}
