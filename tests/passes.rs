@@ -117,6 +117,7 @@ fn asked(source: &str) -> Asked {
             "loss" => options.loss = Some(LossKind::parse(value).unwrap()),
             "rank" => options.inject.rank = Some(value.parse().unwrap()),
             "alpha" => options.inject.alpha = Some(value.parse().unwrap()),
+            "dropout" => options.inject.dropout = value.parse().unwrap(),
             "targets" => options.inject.targets = Targets::parse(value).unwrap(),
             "differentiate" => options.differentiate = true,
             "replace-adapters" => options.replace_adapters = true,

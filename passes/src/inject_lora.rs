@@ -10,7 +10,7 @@
 //! + v5 = add v0, v4               : f32[4,8] @q_proj
 //! ```
 //!
-//! An adapter goes on the layer's result after the bias. Which layers get one, and what it and a
+//! An adapter goes on the layer's result after the bias, and with `--lora-dropout` reads what survives of its input. Which layers get one, and what it and a
 //! classification head are called, follows PEFT.
 
 mod adapter;
@@ -91,7 +91,7 @@ impl Pass for InjectLora {
             false => options.adapter_dtype,
         };
         let mut patch = graph.patch("inject-lora");
-        let mut injector = Injector::new(&mut patch, options.init_a, dtype);
+        let mut injector = Injector::new(&mut patch, options.init_a, options.dropout, dtype);
         for layer in &chosen {
             let (own, scale) = options.rank_and_scale(&layer.module, rank)?;
             let width = layer.inputs.min(layer.outputs);

@@ -193,6 +193,10 @@ pub struct LoraArgs {
     #[arg(long, value_enum)]
     pub init_a: Option<InitArg>,
 
+    /// The share of a layer's input that its adapter drops while it trains [default: 0].
+    #[arg(long, value_name = "P", value_parser = share)]
+    pub lora_dropout: Option<f64>,
+
     /// Layers to adapt: `all-linear`, names such as `q_proj,v_proj`, or a regular expression for
     /// the whole module path, as in PEFT [default: all-linear].
     #[arg(long, value_name = "WHICH")]
@@ -304,6 +308,14 @@ fn pair<T: std::str::FromStr>(text: &str) -> Result<(String, T), String> {
         .parse()
         .map_err(|_| format!("`{number}` is no such number"))?;
     Ok((name.to_owned(), number))
+}
+
+/// Reads a share: from 0 on, less than 1.
+fn share(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(share) if (0.0..1.0).contains(&share) => Ok(share),
+        _ => Err("expected a number from 0 on, less than 1".into()),
+    }
 }
 
 /// Reads a number of bytes with an optional unit.

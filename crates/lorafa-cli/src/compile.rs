@@ -356,6 +356,7 @@ fn refuse_flags_of_injection(graph: &Graph, args: &TrainingArgs, alone: bool) ->
         ("--alpha", lora.alpha.is_some()),
         ("--rslora", lora.rslora),
         ("--init-a", lora.init_a.is_some()),
+        ("--lora-dropout", lora.lora_dropout.is_some()),
         ("--targets", lora.targets.is_some()),
         ("--exclude", lora.exclude.is_some()),
         ("--layers", !lora.layers.is_empty()),
@@ -527,6 +528,7 @@ fn options(args: &TrainingArgs, dims: &Dims) -> Result<Options, Error> {
             .map_err(|e| refused("--rank-pattern", &e))?,
         alpha_pattern: Patterns::new(lora.alpha_pattern.iter().map(|(k, n)| (k, *n)))
             .map_err(|e| refused("--alpha-pattern", &e))?,
+        dropout: lora.lora_dropout.unwrap_or(0.0),
         adapter_dtype: lora.adapter_dtype,
     };
     if args.optimizer.kind() == OptimizerArg::Lorafa && args.method != MethodArg::LoraFa {

@@ -2,7 +2,7 @@
 
 use super::layers::Linear;
 use crate::pass::PassError;
-use lorafa_ir::ops::{Data, Init, Op, Param, Role, Scalar};
+use lorafa_ir::ops::{Data, Dropout, Init, Op, Param, Role, Scalar};
 use lorafa_ir::{Adapter, DType, Dim, Patch, TensorType, ValueId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -11,6 +11,10 @@ use std::sync::Arc;
 pub(super) struct Injector<'p, 'g> {
     patch: &'p mut Patch<'g>,
     init_a: Init,
+    /// What each adapter drops of its input.
+    dropout: Scalar,
+    /// The seed of the next dropout, which no other has.
+    seed: i64,
     /// The adapters' element type; the layer's if none.
     dtype: Option<DType>,
     /// A and B by the weight that they adapt: a layer that runs twice has one adapter.
@@ -19,7 +23,17 @@ pub(super) struct Injector<'p, 'g> {
 }
 
 impl<'p, 'g> Injector<'p, 'g> {
-    pub(super) fn new(patch: &'p mut Patch<'g>, init_a: Init, dtype: Option<DType>) -> Self {
+    pub(super) fn new(
+        patch: &'p mut Patch<'g>,
+        init_a: Init,
+        dropout: f64,
+        dtype: Option<DType>,
+    ) -> Self {
+        let seeds = patch.graph().ops().filter_map(|op| match op.kind {
+            Op::Dropout(dropout) => Some(dropout.seed),
+            _ => None,
+        });
+        let seed = seeds.max().map_or(0, |seed| seed.wrapping_add(1));
         let names = patch
             .graph()
             .params()
@@ -28,13 +42,15 @@ impl<'p, 'g> Injector<'p, 'g> {
         Injector {
             patch,
             init_a,
+            dropout: Scalar(dropout),
+            seed,
             dtype,
             params: BTreeMap::new(),
             names,
         }
     }
 
-    /// Adds `scale·(x·A)·B` to a layer's result, for all that reads it.
+    /// Adds `scale·(x·A)·B` to a layer's result, for all that reads it; where there is dropout, `x` is what survives.
     pub(super) fn inject(
         &mut self,
         layer: &Linear,
@@ -59,7 +75,15 @@ impl<'p, 'g> Injector<'p, 'g> {
 
         // Read here: the adapter of the layer before may have changed it.
         let x = patch.graph().op(layer.product).operands[0];
-        let x = patch.cast(x, dtype)?;
+        let mut x = patch.cast(x, dtype)?;
+        if self.dropout.0 > 0.0 {
+            let dropout = Dropout {
+                ratio: self.dropout,
+                seed: self.seed,
+            };
+            self.seed = self.seed.wrapping_add(1);
+            x = patch.add(dropout.into(), &[x])?[0];
+        }
         let xa = patch.matmul(x, a, false, true)?;
         let product = patch.matmul(xa, b, false, true)?;
         let mut delta = patch.scaled(product, scale)?;

@@ -30,6 +30,8 @@ pub struct InjectOptions {
     pub rank_pattern: Patterns<u64>,
     /// Alphas by layer.
     pub alpha_pattern: Patterns<f64>,
+    /// The share of a layer's input that its adapter does not see, drawn anew in each step.
+    pub dropout: f64,
     /// The adapters' element type; the layer's if none.
     pub adapter_dtype: Option<DType>,
 }
@@ -46,6 +48,7 @@ impl Default for InjectOptions {
             layers_to_transform: Vec::new(),
             rank_pattern: Patterns::default(),
             alpha_pattern: Patterns::default(),
+            dropout: 0.0,
             adapter_dtype: None,
         }
     }
