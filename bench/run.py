@@ -62,8 +62,8 @@ PRESETS = {
     "cpu-tiny": Preset("llama-tiny", "f32", 4, "cpu", ((4, 32),), CPU),
     "cpu-small": Preset("llama-small", "f32", 8, "cpu", ((4, 128),), CPU),
     "gpu-7b": Preset("llama-2-7b", "bf16", 64, "cuda:0", ((4, 1024), (8, 1024), (16, 1024)), (
-        Config("lorafa-opt", "lora-fa", "bf16"), Config("lorafa-opt", "lora-fa", "bf16", flags=PACKED),
-        Config("hf-peft", "lora", "f32", "sdpa"),
+        Config("lorafa-opt", "lora-fa", "f32"), Config("lorafa-opt", "lora-fa", "bf16"),
+        Config("lorafa-opt", "lora-fa", "bf16", flags=PACKED), Config("hf-peft", "lora", "f32", "sdpa"),
         Config("hf-peft", "lora", "bf16", "sdpa"), Config("hf-peft", "lora-fa", "bf16", "sdpa"))),
 }
 
