@@ -26,7 +26,7 @@ mod torch {
             .warnings(false)
             .include(root.join("include"))
             .include(root.join("include/torch/csrc/api/include"))
-            .file("shim/shim.cpp")
+            .files(["shim/shim.cpp", "shim/placed.cpp"])
             .compile("lorafa_shim");
         // The shim refers to these, and only the linker's order says that they come after it.
         println!("cargo:rustc-link-lib=torch_cpu");

@@ -1,14 +1,11 @@
 // What tch lacks: any ATen operator through the dispatcher, inference mode, a record of allocations, and CUDA opened at
-// run time, with its statistics. Nothing here needs CUDA's headers.
+// run time, with its statistics; `placed.cpp` runs operators in memory that is given. Nothing here needs CUDA's headers.
 //
-// No exception leaves a function of this file. One that can fail returns false (or null) and leaves the message
+// No exception leaves a function of the shim. One that can fail returns false (or null) and leaves the message
 // for `lorafa_error`, which is of this thread and good until the next failure.
 
 #include <ATen/Context.h>
 #include <ATen/DeviceAccelerator.h>
-#include <ATen/core/Tensor.h>
-#include <ATen/core/dispatch/Dispatcher.h>
-#include <ATen/core/stack.h>
 #include <c10/core/Allocator.h>
 #include <c10/core/DeviceGuard.h>
 #include <c10/core/InferenceMode.h>
@@ -25,34 +22,17 @@
 #include <utility>
 #include <vector>
 
+#include "call.h"
+
+thread_local std::string lorafa::last_error;
+thread_local bool lorafa::out_of_memory = false;
+
 namespace {
 
-thread_local std::string last_error;
-thread_local bool out_of_memory = false;
-
-template <typename F>
-bool guarded(F&& body) {
-    out_of_memory = false;
-    try {
-        body();
-        return true;
-    } catch (const c10::OutOfMemoryError& error) {
-        out_of_memory = true;
-        last_error = error.what_without_backtrace();
-    } catch (const c10::Error& error) {
-        last_error = error.what_without_backtrace();
-    } catch (const std::exception& error) {
-        last_error = error.what();
-    } catch (...) {
-        last_error = "an exception that is no std::exception";
-    }
-    return false;
-}
-
-struct Call {
-    c10::OperatorHandle op;
-    torch::jit::Stack arguments;
-};
+using lorafa::Call;
+using lorafa::guarded;
+using lorafa::last_error;
+using lorafa::out_of_memory;
 
 template <typename T>
 bool push(void* call, T&& value) {
@@ -103,6 +83,7 @@ bool lorafa_push_string(void* call, const char* value) {
     return guarded([&] { static_cast<Call*>(call)->arguments.emplace_back(std::string(value)); });
 }
 bool lorafa_push_none(void* call) { return push(call, c10::IValue()); }
+bool lorafa_push_undefined(void* call) { return push(call, at::Tensor()); }
 
 bool lorafa_push_ints(void* call, const int64_t* values, size_t count) {
     return guarded([&] {

@@ -150,6 +150,17 @@ impl OpenDevice {
         name.unwrap_or_else(|| self.device.to_string())
     }
 
+    /// The major number of what a GPU can do: 8 of an A100, 9 of an H100. `None` of the CPU.
+    pub(crate) fn capability(self) -> Result<Option<u64>, String> {
+        match self.device {
+            Device::Cpu => Ok(None),
+            Device::Cuda(index) => {
+                let (major, _) = shim::cuda_capability(index as i64)?;
+                Ok(Some(major))
+            }
+        }
+    }
+
     /// How much memory it has.
     ///
     /// # Errors
@@ -210,7 +221,7 @@ impl OpenDevice {
     }
 
     /// CUDA's number, or -1.
-    fn index(self) -> i64 {
+    pub(crate) fn index(self) -> i64 {
         match self.device {
             Device::Cpu => -1,
             Device::Cuda(index) => index as i64,

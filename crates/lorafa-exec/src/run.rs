@@ -199,10 +199,12 @@ impl Program {
 }
 
 /// Does a task of a program that is borrowed mutably.
-fn work(task: &Task, step: u64, device: OpenDevice) -> Result<(), String> {
+pub(crate) fn work(task: &Task, step: u64, device: OpenDevice) -> Result<(), String> {
     match &task.work {
         // SAFETY: the program owns the memory, and nobody else uses it.
         Work::Call(call) => unsafe { call.run() },
+        // SAFETY: the same, and its scratch is the op's own.
+        Work::Placed(call) => unsafe { call.run() },
         Work::Mask(mask) => mask.draw(step, device),
     }
 }

@@ -1,6 +1,10 @@
-//! The Rust side of `shim/shim.cpp`.
+//! The Rust side of `shim/`.
 // The only foreign functions of the project.
 #![allow(unsafe_code)]
+
+mod placed;
+
+pub(crate) use placed::PlacedCall;
 
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::ptr::NonNull;
@@ -20,6 +24,7 @@ unsafe extern "C" {
     fn lorafa_push_bool(call: *mut c_void, value: bool) -> bool;
     fn lorafa_push_string(call: *mut c_void, value: *const c_char) -> bool;
     fn lorafa_push_none(call: *mut c_void) -> bool;
+    fn lorafa_push_undefined(call: *mut c_void) -> bool;
     fn lorafa_call_check(call: *mut c_void) -> bool;
     fn lorafa_call_run(call: *mut c_void) -> bool;
     fn lorafa_inference_new() -> *mut c_void;
@@ -31,6 +36,7 @@ unsafe extern "C" {
     fn lorafa_cuda_devices(count: *mut i64) -> bool;
     fn lorafa_cuda_prepare(index: i64, out: *mut i64) -> bool;
     fn lorafa_cuda_name(index: i64, out: *mut c_char, size: usize) -> bool;
+    fn lorafa_cuda_capability(index: i64, out: *mut i64) -> bool;
     fn lorafa_memory(index: i64, out: *mut i64) -> bool;
     fn lorafa_peaks(index: i64, out: *mut i64) -> bool;
     fn lorafa_synchronize(index: i64) -> bool;
@@ -61,6 +67,8 @@ pub(crate) enum Arg<'a> {
     Bool(bool),
     Str(&'a str),
     None,
+    /// A tensor that is none, where the schema has a tensor.
+    Undefined,
 }
 
 /// An operator with all of its arguments.
@@ -109,6 +117,7 @@ impl Call {
                     lorafa_push_string(call, text.as_deref().map_or(c"".as_ptr(), CStr::as_ptr))
                 }
                 Arg::None => lorafa_push_none(call),
+                Arg::Undefined => lorafa_push_undefined(call),
             }
         };
         checked(pushed)
@@ -225,6 +234,12 @@ pub(crate) fn cuda_name(index: i64) -> Option<String> {
     checked(unsafe { lorafa_cuda_name(index, name.as_mut_ptr().cast(), name.len()) }).ok()?;
     let name = CStr::from_bytes_until_nul(&name).ok()?;
     Some(name.to_string_lossy().into_owned())
+}
+
+/// What a CUDA device can do: the major and the minor number.
+pub(crate) fn cuda_capability(index: i64) -> Result<(u64, u64), String> {
+    // SAFETY: there is room for two numbers.
+    pair(|out| unsafe { lorafa_cuda_capability(index, out) })
 }
 
 fn pair(read: impl FnOnce(*mut i64) -> bool) -> Result<(u64, u64), String> {

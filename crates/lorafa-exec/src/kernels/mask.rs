@@ -191,6 +191,7 @@ mod tests {
     use lorafa_plan::Scratch;
 
     use super::*;
+    use crate::run::work;
     use crate::shim::InferenceMode;
 
     /// Draws a mask that has these places, with as much room as so many bytes, and holds it against who survives.
@@ -213,11 +214,7 @@ mod tests {
         let out = View::contiguous(mask.as_mut_ptr(), DType::Bool, places.shape());
         drawn.draw(of, out, places.clone(), &mut cx);
         for task in &tasks {
-            match &task.work {
-                // SAFETY: the memory is there until the test ends.
-                Work::Call(call) => unsafe { call.run() }.unwrap(),
-                Work::Mask(mask) => mask.draw(step, OpenDevice::CPU).unwrap(),
-            }
+            work(task, step, OpenDevice::CPU).unwrap();
         }
         let survivors = of.survivors(step);
         for (index, found) in (0..).zip(mask) {

@@ -2,7 +2,8 @@
 //!
 //! A kernel appends [`Task`]s to the program. It writes results where the plan put them, overwrites an operand if
 //! result and operand are the same place, and takes temporaries from the op's planned scratch, all of it: what the op's
-//! [`Operator::scratch`](lorafa_ir::Operator::scratch) says is exactly what its kernel takes. No kernel allocates.
+//! [`Operator::scratch`](lorafa_ir::Operator::scratch) says is exactly what its kernel takes. No kernel allocates; where
+//! an operator cannot but return fresh tensors, and there is no other, its allocations are served from that scratch.
 //! Operators that do although they have an out-variant, and how that is avoided:
 //!
 //! | operator | allocates | instead |
@@ -17,7 +18,7 @@
 //! | `copy_` of a large transpose | a tile of 60×60 | an axis more, which turns the tiling off |
 //! | `sum`, `amax` of much to one number | a part for each thread | parts in scratch, or a product with itself |
 //! | `var` of everything | the result | the norm of each row, squared |
-//! | `scaled_dot_product_attention` | its results | blocks of rows, `baddbmm_` and softmax in scratch |
+//! | `scaled_dot_product_attention` | its results | blocks of rows, `baddbmm_` and softmax in scratch; on a GPU flash kernels, whose memory is the scratch |
 //! | `native_layer_norm.out`, `_fused_rms_norm`, `native_dropout.out`, `isnan.out`, `embedding.out` | the result | written out |
 
 mod accumulate;
@@ -52,7 +53,7 @@ use tch::Tensor;
 
 use crate::device::OpenDevice;
 use crate::error::KernelError;
-use crate::shim::{Arg, Call};
+use crate::shim::{Arg, Call, PlacedCall};
 use crate::view::{View, code};
 
 pub(crate) use mask::Mask;
@@ -69,6 +70,8 @@ pub(crate) struct Task {
 pub(crate) enum Work {
     /// Calls libtorch.
     Call(Call),
+    /// Calls libtorch, which allocates in the op's scratch.
+    Placed(PlacedCall),
     /// Draws a mask, some elements after the other.
     Mask(Box<Mask>),
 }
@@ -111,6 +114,7 @@ pub(crate) enum In<'a> {
     Bool(bool),
     Str(&'a str),
     None,
+    Undefined,
 }
 
 impl<'a> From<&'a View> for In<'a> {
@@ -172,8 +176,31 @@ impl<'a> Cx<'a> {
         View::contiguous(start, dtype, shape)
     }
 
+    /// Where all of the op's scratch is, and how many bytes.
+    pub(crate) fn planned(&self) -> Option<(*mut u8, u64)> {
+        self.scratch.map(|(start, scratch)| (start, scratch.bytes))
+    }
+
+    /// Calls an operator that allocates, in all of the op's scratch.
+    pub(crate) fn placed(&mut self, call: PlacedCall) {
+        self.used = self.scratch.map_or(0, |(_, scratch)| scratch.bytes);
+        self.push(Work::Placed(call));
+    }
+
     /// Calls an operator; the arguments are in the order of its schema, `out` last.
     pub(crate) fn call(&mut self, name: &str, overload: &str, args: &[In<'_>]) -> Emitted {
+        let call = self.bind(name, overload, args)?;
+        self.push(Work::Call(call));
+        Ok(())
+    }
+
+    /// An operator with its arguments.
+    pub(crate) fn bind(
+        &self,
+        name: &str,
+        overload: &str,
+        args: &[In<'_>],
+    ) -> Result<Call, KernelError> {
         let mut tensors: Vec<Vec<Tensor>> = Vec::with_capacity(args.len());
         for arg in args {
             tensors.push(match arg {
@@ -194,12 +221,11 @@ impl<'a> Cx<'a> {
             In::Bool(value) => Arg::Bool(*value),
             In::Str(value) => Arg::Str(value),
             In::None => Arg::None,
+            In::Undefined => Arg::Undefined,
         });
         let args: Vec<Arg<'_>> = args.collect();
         let name = format!("aten::{name}");
-        let call = Call::new(&name, overload, &args).map_err(KernelError::Torch)?;
-        self.push(Work::Call(call));
-        Ok(())
+        Call::new(&name, overload, &args).map_err(KernelError::Torch)
     }
 
     /// `out = op(x)`.

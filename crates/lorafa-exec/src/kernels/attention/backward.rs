@@ -11,7 +11,7 @@ use crate::kernels::{Cx, Emitted, In};
 use crate::view::View;
 
 /// Rows are whole, so that weights are a softmax again, and neither the result nor the logarithms are needed for them.
-pub(in crate::kernels) fn backward(op: AttentionGrad, cx: &mut Cx<'_>) -> Emitted {
+pub(super) fn backward(op: AttentionGrad, cx: &mut Cx<'_>) -> Emitted {
     let (ins, outs) = (cx.ins, cx.outs);
     let lse = &ins[5];
     let s = sizes([&ins[1], &ins[2], &ins[3]])?;

@@ -9,7 +9,7 @@ use super::{KEYS, by_share, heads_first, products, sizes, softmax};
 use crate::kernels::{Cx, Emitted, In, When};
 use crate::view::View;
 
-pub(in crate::kernels) fn forward(op: Attention, cx: &mut Cx<'_>) -> Emitted {
+pub(super) fn forward(op: Attention, cx: &mut Cx<'_>) -> Emitted {
     let (ins, out, lse) = (cx.ins, cx.outs[0].clone(), cx.outs[1].clone());
     let s = sizes([&ins[0], &ins[1], &ins[2]])?;
     let at_once = s.block(1);

@@ -1,4 +1,5 @@
-//! `attention` and its gradient, a block at a time: some query rows of every head, or all of some sequences.
+//! `attention` and its gradient: on a GPU by flash kernels, where they take the op and its scratch suffices them ([`flash`]);
+//! otherwise a block at a time, some query rows of every head, or all of some sequences.
 //!
 //! The scores of one block are all that there is of them at once:
 //!
@@ -17,14 +18,12 @@
 
 mod backward;
 mod drops;
+mod flash;
 mod forward;
 mod operands;
 mod scores;
 
-pub(super) use backward::backward;
-pub(super) use forward::forward;
-
-use lorafa_ir::ops::{AttentionSizes, Softmax};
+use lorafa_ir::ops::{Attention, AttentionGrad, AttentionSizes, Softmax};
 
 use super::matmul::{Factors, product};
 use super::{Cx, Emitted, softmax};
@@ -35,6 +34,20 @@ type Made<T> = Result<T, KernelError>;
 
 /// The axis of keys of `[shares, sequences, groups, rows, keys]`.
 const KEYS: usize = 4;
+
+pub(super) fn forward(op: Attention, cx: &mut Cx<'_>) -> Emitted {
+    match flash::kernels(cx)? {
+        Some(kernels) if kernels.forward(op, cx)? => Ok(()),
+        _ => forward::forward(op, cx),
+    }
+}
+
+pub(super) fn backward(op: AttentionGrad, cx: &mut Cx<'_>) -> Emitted {
+    match flash::kernels(cx)? {
+        Some(kernels) if kernels.backward(op, cx)? => Ok(()),
+        _ => backward::backward(op, cx),
+    }
+}
 
 /// `[batch, rows, heads, n]` as `[batch, heads, rows, n]`, or the other way round.
 fn heads_first(x: &View) -> View {
