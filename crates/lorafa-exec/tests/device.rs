@@ -137,3 +137,71 @@ fn cuda_is_opened_or_the_error_says_why_not() {
     assert!(peaks.allocated <= peaks.reserved, "{peaks:?}");
     assert!(peaks.reserved.unwrap() <= peaks.device, "{peaks:?}");
 }
+
+/// An attention and its gradient, as long as it takes for flash kernels' sums to find room in their scratch.
+const ATTENTION: &str = "graph @attention {
+    param %q : bf16[2,1024,32,64] input
+    param %k : bf16[2,1024,32,64] input
+    param %v : bf16[2,1024,32,64] input
+    param %dy : bf16[2,1024,32,64] input
+    v0 = transpose %q {perm=[0,2,1,3]} : bf16[2,32,1024,64]
+    v1 = transpose %k {perm=[0,2,1,3]} : bf16[2,32,1024,64]
+    v2 = transpose %v {perm=[0,2,1,3]} : bf16[2,32,1024,64]
+    v3, v4 = attention v0, v1, v2 {causal, scale=0.125} : bf16[2,1024,32,64], f32[2,32,1024]
+    v5, v6, v7 = attention_grad %dy, v0, v1, v2, v3, v4 {causal, scale=0.125} : bf16[2,1024,32,64], bf16[2,1024,32,64], bf16[2,1024,32,64]
+    out \"y\" = v3
+    out \"lse\" = v4
+    out \"dq\" = v5
+    out \"dk\" = v6
+    out \"dv\" = v7
+  }";
+
+/// The outputs as numbers, and how many calls they took.
+fn attend(device: OpenDevice) -> (Vec<Vec<f64>>, usize) {
+    let graph = Arc::new(lorafa_ir::text::parse(ATTENTION).unwrap());
+    let plan = lorafa_plan::plan(&graph).unwrap();
+    let mut program = Program::compile(graph, &plan, Mode::Arena, device).unwrap();
+    for (seed, name) in ["q", "k", "v", "dy"].into_iter().enumerate() {
+        let number = |i: usize| ((i * i % 4093 + 3 * i + seed) * 7919 % 1009) as f64 / 504.0 - 1.0;
+        let numbers = (0..2 * 1024 * 32 * 64).map(number);
+        let bytes = lorafa_onnx::dtype::encode(lorafa_ir::DType::BF16, numbers);
+        program.write(name, &bytes).unwrap();
+    }
+    let read = |program: &Program| {
+        ["y", "lse", "dq", "dk", "dv"].map(|name| {
+            let (ty, bytes) = program.output(name).unwrap();
+            lorafa_onnx::dtype::decode(ty.dtype, &bytes)
+        })
+    };
+    let calls = program.step_timed().unwrap().len();
+    let first = read(&program);
+    program.step_traced().unwrap().check().unwrap();
+    assert!(
+        read(&program) == first,
+        "other bits each time on {device:?}"
+    );
+    (first.into(), calls)
+}
+
+/// The flash kernels of a GPU give what blocks give on the processor, the same bits each time, in the planned memory.
+#[test]
+fn flash_kernels_of_a_gpu_give_what_blocks_give() {
+    let Ok(device) = Device::Cuda(0).open() else {
+        println!("there is no GPU");
+        return;
+    };
+    let (found, calls) = attend(device);
+    let (expected, blocks) = attend(OpenDevice::CPU);
+    assert!(
+        calls < 8 && blocks > 100,
+        "{calls} calls on {}, {blocks} on the processor: GPUs before Ampere have no flash kernels",
+        device.name()
+    );
+    for (slot, (found, expected)) in found.iter().zip(&expected).enumerate() {
+        let size = expected.iter().fold(0f64, |size, x| size.max(x.abs()));
+        for (i, (f, e)) in found.iter().zip(expected).enumerate() {
+            let near = (f - e).abs() <= 2e-2 * size;
+            assert!(near, "output {slot} [{i}] is {f}, not {e}");
+        }
+    }
+}
