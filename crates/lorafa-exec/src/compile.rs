@@ -10,7 +10,7 @@ use lorafa_plan::{Plan, Scratch, StorageKind};
 
 use crate::device::OpenDevice;
 use crate::error::ExecError;
-use crate::kernels::{self, Cx};
+use crate::kernels::{self, Cx, Looks};
 use crate::memory::Memory;
 use crate::program::{Mode, Program};
 use crate::run::Step;
@@ -38,6 +38,7 @@ impl Program {
             device,
             memory: Vec::new(),
             storages: Vec::new(),
+            looks: Looks::new(),
         };
         compiler.allocate()?;
         let mut views = BTreeMap::new();
@@ -95,6 +96,8 @@ struct Compiler<'a> {
     memory: Vec<Memory>,
     /// The first byte of each storage.
     storages: Vec<*mut u8>,
+    /// What ops look at while they run.
+    looks: Looks,
 }
 
 impl Compiler<'_> {
@@ -163,7 +166,8 @@ impl Compiler<'_> {
         views: &BTreeMap<ValueId, View>,
         steps: &mut Vec<Step>,
     ) -> Result<(), ExecError> {
-        let line = || OpDisplay(self.graph, op.id).to_string();
+        let graph = self.graph;
+        let line = || OpDisplay(graph, op.id).to_string();
         let places = |values: &[ValueId]| values.iter().map(|v| views[v].clone()).collect();
         let (ins, outs): (Vec<View>, Vec<View>) = (places(&op.operands), places(&op.results));
         let constants = op.operands.iter().map(|v| match &self.graph.def(*v).kind {
@@ -177,7 +181,8 @@ impl Compiler<'_> {
             None => None,
         };
         let mut tasks = Vec::new();
-        let mut cx = Cx::new(&ins, &outs, &constants, scratch, self.device, &mut tasks);
+        let cx = Cx::new(&ins, &outs, &constants, scratch, self.device, &mut tasks);
+        let mut cx = cx.sharing(&op.operands, &mut self.looks);
         let emitted = kernels::emit(&op.kind, &mut cx);
         let used = cx.used();
         emitted.map_err(|error| error.of(line()))?;

@@ -19,7 +19,7 @@ use crate::device::OpenDevice;
 use crate::error::{ExecError, KernelError};
 use crate::kernels;
 use crate::memory::Memory;
-use crate::run::Step;
+use crate::run::{Part, Step};
 use crate::shim::InferenceMode;
 use crate::transfer;
 use crate::view::View;
@@ -184,10 +184,11 @@ impl Program {
         self.memory.len()
     }
 
-    /// How many kernels a step calls, those that draw a mask as one.
+    /// How many kernels a step calls, those that draw a mask as one; where it depends on what a mask hides, the last step.
     #[must_use]
     pub fn calls(&self) -> usize {
-        self.steps.iter().filter(|step| step.trains()).count()
+        let steps = self.steps.iter();
+        steps.filter(|step| Part::Step.has(step)).count()
     }
 
     /// Steps and micro-steps that were run; dropout masks depend on it.

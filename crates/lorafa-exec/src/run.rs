@@ -13,6 +13,7 @@ use crate::kernels::{Task, When, Work};
 use crate::program::Program;
 use crate::shim::{self, InferenceMode, Tracer};
 use crate::trace::{Trace, Watch};
+use crate::transfer;
 
 /// A task with its place in the step.
 #[derive(Debug)]
@@ -26,7 +27,7 @@ pub(crate) struct Step {
 
 impl Step {
     /// Whether it is part of runs that train.
-    pub(crate) fn trains(&self) -> bool {
+    fn trains(&self) -> bool {
         self.task.when != When::Evaluation
     }
 }
@@ -44,11 +45,12 @@ pub(crate) enum Part {
 
 impl Part {
     pub(crate) fn has(self, step: &Step) -> bool {
-        match self {
+        let has = match self {
             Part::Step => step.trains(),
             Part::MicroStep => step.trains() && step.region < Region::Update,
             Part::Evaluation => step.region == Region::Forward && step.task.when != When::Training,
-        }
+        };
+        has && step.task.is_due()
     }
 }
 
@@ -206,5 +208,9 @@ pub(crate) fn work(task: &Task, step: u64, device: OpenDevice) -> Result<(), Str
         // SAFETY: the same, and its scratch is the op's own.
         Work::Placed(call) => unsafe { call.run() },
         Work::Mask(mask) => mask.draw(step, device),
+        Work::Look(view, shown) => {
+            shown.set(transfer::read(view, device)?.iter().all(|byte| *byte != 0));
+            Ok(())
+        }
     }
 }

@@ -46,8 +46,12 @@ mod softmax;
 mod source;
 mod unary;
 
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
 use lorafa_ir::layout::SCRATCH_ALIGN;
-use lorafa_ir::{DType, Op};
+use lorafa_ir::{DType, Op, ValueId};
 use lorafa_plan::Scratch;
 use tch::Tensor;
 
@@ -63,6 +67,16 @@ pub(crate) use mask::Mask;
 pub(crate) struct Task {
     pub work: Work,
     pub when: When,
+    /// What was looked at, and what it has to have shown.
+    pub given: Option<(Rc<Cell<bool>>, bool)>,
+}
+
+impl Task {
+    /// Whether it is done after what was looked at last.
+    pub(crate) fn is_due(&self) -> bool {
+        let given = self.given.as_ref();
+        given.is_none_or(|(shown, wanted)| shown.get() == *wanted)
+    }
 }
 
 /// What a task does.
@@ -74,7 +88,12 @@ pub(crate) enum Work {
     Placed(PlacedCall),
     /// Draws a mask, some elements after the other.
     Mask(Box<Mask>),
+    /// Looks whether all of a value is true. Waits for what computes it.
+    Look(View, Rc<Cell<bool>>),
 }
+
+/// What is looked at, by value.
+pub(crate) type Looks = BTreeMap<ValueId, Rc<Cell<bool>>>;
 
 /// Which runs a task belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,6 +120,8 @@ pub(crate) struct Cx<'a> {
     scratch: Option<(*mut u8, Scratch)>,
     used: u64,
     when: When,
+    given: Option<(Rc<Cell<bool>>, bool)>,
+    looks: Option<(&'a [ValueId], &'a mut Looks)>,
     tasks: &'a mut Vec<Task>,
 }
 
@@ -141,8 +162,37 @@ impl<'a> Cx<'a> {
             scratch,
             used: 0,
             when: When::Always,
+            given: None,
+            looks: None,
             tasks,
         }
+    }
+
+    /// The operands by name, and those that ops before it look at.
+    pub(crate) fn sharing(mut self, values: &'a [ValueId], looks: &'a mut Looks) -> Self {
+        self.looks = Some((values, looks));
+        self
+    }
+
+    /// Whether all of an operand will be true, which is looked at once in a run.
+    pub(crate) fn look(&mut self, slot: usize) -> Rc<Cell<bool>> {
+        let known = match &self.looks {
+            Some((values, looks)) => looks.get(&values[slot]).cloned(),
+            None => None,
+        };
+        known.unwrap_or_else(|| {
+            let shown = Rc::new(Cell::new(false));
+            if let Some((values, looks)) = &mut self.looks {
+                looks.insert(values[slot], shown.clone());
+            }
+            self.push(Work::Look(self.ins[slot].clone(), shown.clone()));
+            shown
+        })
+    }
+
+    /// What has to have been shown for what follows to be done.
+    pub(crate) fn given(&mut self, given: Option<(Rc<Cell<bool>>, bool)>) {
+        self.given = given;
     }
 
     /// The runs that what follows belongs to.
@@ -152,8 +202,8 @@ impl<'a> Cx<'a> {
 
     /// Does something.
     pub(crate) fn push(&mut self, work: Work) {
-        let when = self.when;
-        self.tasks.push(Task { work, when });
+        let (when, given) = (self.when, self.given.clone());
+        self.tasks.push(Task { work, when, given });
     }
 
     /// Bytes of scratch that the kernel took.
@@ -181,10 +231,9 @@ impl<'a> Cx<'a> {
         self.scratch.map(|(start, scratch)| (start, scratch.bytes))
     }
 
-    /// Calls an operator that allocates, in all of the op's scratch.
-    pub(crate) fn placed(&mut self, call: PlacedCall) {
-        self.used = self.scratch.map_or(0, |(_, scratch)| scratch.bytes);
-        self.push(Work::Placed(call));
+    /// Takes all of the op's scratch.
+    pub(crate) fn take_all(&mut self) {
+        self.used = self.planned().map_or(0, |(_, bytes)| bytes);
     }
 
     /// Calls an operator; the arguments are in the order of its schema, `out` last.

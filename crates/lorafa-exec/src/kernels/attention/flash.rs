@@ -5,18 +5,25 @@
 //! op is looked for that runs in its scratch, by running it when the program is compiled; the op is calls of such parts,
 //! each of which takes what the first did. Sequences are independent, and so are groups of heads that share keys.
 //!
-//! They take 16-bit operands, without mask, bias, window and dropout. The gradient is in their deterministic form, which sums
+//! They take 16-bit operands, without bias, window and dropout, and no mask. One that hides nothing is none: exporters write
+//! one for padding, though a step may have no padding. So an op with a mask is set up both ways, and in each run the mask is
+//! looked at, once for all ops that read it, before the first of them.
+//!
+//! The gradient is in their deterministic form, which sums
 //! in as many pieces as keep the GPU busy: on 132 multiprocessors about `132·rows·width` numbers of f32. Where that is
 //! more than the scratch, as of few heads of keys, attention's gradient is computed in blocks.
 // Runs calls while the program is compiled.
 #![allow(unsafe_code)]
+
+use std::cell::Cell;
+use std::rc::Rc;
 
 use lorafa_ir::DType;
 use lorafa_ir::ops::{Attention, AttentionGrad, AttentionSizes};
 
 use super::{Made, heads_first, sizes};
 use crate::error::KernelError;
-use crate::kernels::{Cx, In};
+use crate::kernels::{Cx, In, Work};
 use crate::shim::PlacedCall;
 use crate::view::View;
 
@@ -77,6 +84,14 @@ const ALIGN: u64 = 16;
 /// Query rows of heads that a call takes at least, unless the op has fewer: with less to do, it costs more than it saves.
 const LEAST_ROWS: u64 = 4096;
 
+/// What was set up of an op.
+pub(super) enum Does {
+    Nothing,
+    /// If the mask hides nothing.
+    If(Rc<Cell<bool>>),
+    All,
+}
+
 /// A part of an op: consecutive sequences, consecutive heads of keys with the query heads that read them.
 #[derive(Clone, Copy)]
 struct Part {
@@ -105,40 +120,46 @@ pub(super) fn kernels(cx: &Cx<'_>) -> Made<Option<&'static Kernels>> {
 }
 
 impl Kernels {
-    /// Sets up an attention; `false` if it is none for these kernels.
-    pub(super) fn forward(&self, op: Attention, cx: &mut Cx<'_>) -> Made<bool> {
+    /// Sets up an attention.
+    pub(super) fn forward(&self, op: Attention, cx: &mut Cx<'_>) -> Made<Does> {
         let (ins, outs) = (cx.ins, cx.outs);
         let s = sizes([&ins[0], &ins[1], &ins[2]])?;
-        if ins.len() > 3 || !self.take(op, &s) || !ins.iter().all(readable) {
-            return Ok(false);
+        if !self.take(op, &s, &ins[3..]) || !ins[..3].iter().all(readable) {
+            return Ok(Does::Nothing);
         }
         let writes = [heads_first(&outs[0]), outs[1].clone()];
-        parts(&self.forward, op, &s, ins, &writes, cx)
+        parts(&self.forward, op, &s, &ins[..3], &writes, cx)
     }
 
-    /// Sets up the gradient of an attention; `false` if it is none for these kernels.
-    pub(super) fn backward(&self, op: AttentionGrad, cx: &mut Cx<'_>) -> Made<bool> {
+    /// Sets up the gradient of an attention.
+    pub(super) fn backward(&self, op: AttentionGrad, cx: &mut Cx<'_>) -> Made<Does> {
         let (ins, outs) = (cx.ins, cx.outs);
         let s = sizes([&ins[1], &ins[2], &ins[3]])?;
-        if ins.len() > 6 || !self.take(op.of, &s) || NO_GRADIENT.contains(&s.width) {
-            return Ok(false);
+        if !self.take(op.of, &s, &ins[6..]) || NO_GRADIENT.contains(&s.width) {
+            return Ok(Does::Nothing);
         }
-        let mut reads = ins.to_vec();
+        let mut reads = ins[..6].to_vec();
         for slot in [0, 4] {
             reads[slot] = heads_first(&ins[slot]);
         }
         if !reads[..5].iter().all(readable) || !reads[5].is_contiguous() {
-            return Ok(false);
+            return Ok(Does::Nothing);
         }
         let writes: Vec<View> = outs.iter().map(heads_first).collect();
         parts(&self.backward, op.of, &s, &reads, &writes, cx)
     }
 
-    fn take(&self, op: Attention, s: &AttentionSizes) -> bool {
+    fn take(&self, op: Attention, s: &AttentionSizes, extras: &[View]) -> bool {
+        let unbiased = match extras {
+            [] => true,
+            [mask] => mask.dtype == DType::Bool && mask.is_contiguous(),
+            _ => false,
+        };
         // The last query sees all keys, to them; to us the first one sees the first key.
         let square = !op.causal || s.rows == s.keys;
         let some = [s.batch, s.groups, s.rows, s.keys].iter().all(|n| *n > 0);
-        self.dtypes.contains(&s.dtype)
+        unbiased
+            && self.dtypes.contains(&s.dtype)
             && (op.window, op.dropout) == (None, None)
             && op.scale.0.is_finite()
             && op.scale.0 > 0.0
@@ -175,7 +196,7 @@ fn at_once(s: &AttentionSizes) -> impl Iterator<Item = (u64, u64)> + use<> {
     sequences.chain(groups).filter(enough)
 }
 
-/// Calls the operator for each part, the largest that run in the op's scratch; `false` if none does.
+/// Calls the operator for each part, the largest that run in the op's scratch.
 fn parts(
     operator: &Operator,
     op: Attention,
@@ -183,9 +204,9 @@ fn parts(
     reads: &[View],
     writes: &[View],
     cx: &mut Cx<'_>,
-) -> Made<bool> {
+) -> Made<Does> {
     let Some((start, bytes)) = cx.planned() else {
-        return Ok(false);
+        return Ok(Does::Nothing);
     };
     let bind = |cx: &Cx<'_>, part: Part, taken: u64| -> Made<PlacedCall> {
         let reads: Vec<View> = reads.iter().map(|x| part.of(x, s)).collect();
@@ -214,15 +235,19 @@ fn parts(
         let Some(taken) = measured else {
             continue;
         };
+        // The mask comes after all that is read.
+        let unmasked = (cx.ins.len() > reads.len()).then(|| cx.look(reads.len()));
+        cx.given(unmasked.clone().map(|unmasked| (unmasked, true)));
         for sequence in (0..s.batch).step_by(sequences as usize) {
             for group in (0..s.groups).step_by(groups as usize) {
                 let call = bind(cx, part(sequence, group), taken)?;
-                cx.placed(call);
+                cx.push(Work::Placed(call));
             }
         }
-        return Ok(true);
+        cx.given(None);
+        return Ok(unmasked.map_or(Does::All, Does::If));
     }
-    Ok(false)
+    Ok(Does::Nothing)
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! `attention` and its gradient: on a GPU by flash kernels, where they take the op and its scratch suffices them ([`flash`]);
-//! otherwise a block at a time, some query rows of every head, or all of some sequences.
+//! `attention` and its gradient: on a GPU by flash kernels, where they take the op and its scratch suffices them ([`flash`]),
+//! in steps whose mask hides nothing; otherwise a block at a time, some query rows of every head, or all of some sequences.
 //!
 //! The scores of one block are all that there is of them at once:
 //!
@@ -25,6 +25,8 @@ mod scores;
 
 use lorafa_ir::ops::{Attention, AttentionGrad, AttentionSizes, Softmax};
 
+use flash::{Does, Kernels};
+
 use super::matmul::{Factors, product};
 use super::{Cx, Emitted, softmax};
 use crate::error::KernelError;
@@ -36,16 +38,37 @@ type Made<T> = Result<T, KernelError>;
 const KEYS: usize = 4;
 
 pub(super) fn forward(op: Attention, cx: &mut Cx<'_>) -> Emitted {
-    match flash::kernels(cx)? {
-        Some(kernels) if kernels.forward(op, cx)? => Ok(()),
-        _ => forward::forward(op, cx),
-    }
+    forward_by(flash::kernels(cx)?, op, cx)
+}
+
+fn forward_by(kernels: Option<&Kernels>, op: Attention, cx: &mut Cx<'_>) -> Emitted {
+    let set_up = kernels.map(|kernels| kernels.forward(op, cx));
+    otherwise(set_up, cx, |cx| forward::forward(op, cx))
 }
 
 pub(super) fn backward(op: AttentionGrad, cx: &mut Cx<'_>) -> Emitted {
-    match flash::kernels(cx)? {
-        Some(kernels) if kernels.backward(op, cx)? => Ok(()),
-        _ => backward::backward(op, cx),
+    backward_by(flash::kernels(cx)?, op, cx)
+}
+
+fn backward_by(kernels: Option<&Kernels>, op: AttentionGrad, cx: &mut Cx<'_>) -> Emitted {
+    let set_up = kernels.map(|kernels| kernels.backward(op, cx));
+    otherwise(set_up, cx, |cx| backward::backward(op, cx))
+}
+
+/// In blocks what flash kernels do not do, or only if a mask hides nothing.
+fn otherwise(
+    set_up: Option<Made<Does>>,
+    cx: &mut Cx<'_>,
+    blocks: impl FnOnce(&mut Cx<'_>) -> Emitted,
+) -> Emitted {
+    match set_up.transpose()? {
+        None | Some(Does::Nothing) => blocks(cx),
+        Some(Does::All) => Ok(cx.take_all()),
+        Some(Does::If(unmasked)) => {
+            cx.given(Some((unmasked, false)));
+            blocks(cx)?;
+            Ok(cx.given(None))
+        }
     }
 }
 

@@ -2,15 +2,16 @@
 
 use lorafa_ir::layout::Layout;
 use lorafa_ir::ops::{Dropout, Scalar};
-use lorafa_ir::{Op, TensorType};
+use lorafa_ir::{Op, TensorType, ValueId};
 use lorafa_onnx::dtype::{decode, encode};
 use lorafa_plan::{ALIGN, Scratch};
 
 use super::super::backward::backward as blocks_backward;
 use super::super::forward::forward as blocks_forward;
+use super::super::{backward_by, forward_by};
 use super::*;
 use crate::device::OpenDevice;
-use crate::kernels::{Emitted, Task, Work};
+use crate::kernels::{Emitted, Looks, Task};
 use crate::run::work;
 use crate::shim::InferenceMode;
 
@@ -65,10 +66,12 @@ fn numbers(value: &Value) -> Vec<f64> {
     decode(value.0.dtype, bytes)
 }
 
-/// An op's results, and how many tasks gave them.
+/// An op's results, and how many flash calls gave them.
 struct Ran {
     results: Vec<Value>,
-    tasks: usize,
+    calls: usize,
+    /// How often it was looked at a mask.
+    looks: usize,
     /// Bytes that each flash call takes.
     taken: u64,
 }
@@ -76,8 +79,28 @@ struct Ran {
 /// How a kernel is set up; whether it was.
 type Emit<'a> = &'a dyn Fn(&mut Cx<'_>) -> Made<bool>;
 
+/// Whether flash kernels do all of an op.
+fn took(does: Made<Does>, cx: &mut Cx<'_>) -> Made<bool> {
+    let all = matches!(does?, Does::All);
+    if all {
+        cx.take_all();
+    }
+    Ok(all)
+}
+
 /// Runs a kernel in so many bytes of scratch; `None` if it is none for the op.
 fn run(ins: &[View], outs: &[(DType, Vec<u64>)], bytes: u64, emit: Emit<'_>) -> Option<Ran> {
+    run_sharing(ins, outs, bytes, None, emit)
+}
+
+/// As [`run`], of operands with names, after ops that looked at some.
+fn run_sharing(
+    ins: &[View],
+    outs: &[(DType, Vec<u64>)],
+    bytes: u64,
+    looks: Option<(&[ValueId], &mut Looks)>,
+    emit: Emit<'_>,
+) -> Option<Ran> {
     let _inference = InferenceMode::enter();
     let results: Vec<Value> = outs
         .iter()
@@ -88,22 +111,30 @@ fn run(ins: &[View], outs: &[(DType, Vec<u64>)], bytes: u64, emit: Emit<'_>) -> 
     let scratch = (memory.start(), Scratch { offset: 0, bytes });
     let mut tasks = Vec::new();
     let mut cx = Cx::new(ins, &views, &[], Some(scratch), OpenDevice::CPU, &mut tasks);
+    if let Some((values, looks)) = looks {
+        cx = cx.sharing(values, looks);
+    }
     if !emit(&mut cx).unwrap() {
         assert_eq!(cx.used(), 0);
         return None;
     }
     assert_eq!(cx.used(), bytes);
+    let (mut flash, mut looked) = (Vec::new(), 0);
     for task in &tasks {
-        work(task, 0, OpenDevice::CPU).unwrap();
+        if task.is_due() {
+            work(task, 0, OpenDevice::CPU).unwrap();
+            match &task.work {
+                Work::Placed(call) => flash.push(call.taken),
+                Work::Look(..) => looked += 1,
+                _ => {}
+            }
+        }
     }
-    let taken = |task: &Task| match &task.work {
-        Work::Placed(call) => call.taken,
-        _ => 0,
-    };
     Some(Ran {
         results,
-        tasks: tasks.len(),
-        taken: tasks.iter().map(taken).max().unwrap_or(0),
+        calls: flash.len(),
+        looks: looked,
+        taken: flash.into_iter().max().unwrap_or(0),
     })
 }
 
@@ -247,15 +278,15 @@ impl Both {
     fn check(&self, bytes: [u64; 2]) -> [(usize, u64); 2] {
         let (op, grad) = (self.case.op, self.case.grad());
         let forward = run(&self.forward, &like(&self.given), bytes[0], &|cx| {
-            CPU.forward(op, cx)
+            took(CPU.forward(op, cx), cx)
         });
         let backward = run(&self.backward, &like(&self.grads), bytes[1], &|cx| {
-            CPU.backward(grad, cx)
+            took(CPU.backward(grad, cx), cx)
         });
         [(forward, &self.given), (backward, &self.grads)].map(|(ran, blocks)| {
             let Some(ran) = ran else { return (0, 0) };
             self.compare(&ran, blocks);
-            (ran.tasks, ran.taken)
+            (ran.calls, ran.taken)
         })
     }
 
@@ -394,25 +425,138 @@ fn what_they_do_not_take_is_left_to_blocks() {
     assert_eq!(SMALL.both().calls([0, 0]), [0, 0]);
 }
 
-/// A mask or a bias, operands that begin or go on at odd places, or whose last axis is not dense.
+/// A bias, operands that begin or go on at odd places, or whose last axis is not dense.
 #[test]
 fn what_they_cannot_read_is_left_to_blocks() {
     let both = SMALL.both();
-    let took = |ins: &[View]| {
-        let emit: Emit<'_> = &|cx| CPU.forward(SMALL.op, cx);
+    let taken = |ins: &[View]| {
+        let emit: Emit<'_> = &|cx| took(CPU.forward(SMALL.op, cx), cx);
         run(ins, &like(&both.given), PLENTY, emit).is_some()
     };
-    assert!(took(&both.forward));
-    let seen = value(DType::Bool, &[13, 13], |_| 1.0);
-    let mut masked = both.forward.clone();
-    masked.push(seen.0.clone());
-    assert!(!took(&masked));
+    assert!(taken(&both.forward));
+    let bias = value(DType::F32, &[13, 13], |_| 0.5);
+    let mut biased = both.forward.clone();
+    biased.push(bias.0.clone());
+    assert!(!taken(&biased));
     let other = |q: View| [q, both.forward[1].clone(), both.forward[2].clone()];
     let whole = value(DType::F32, &[3, 4, 13, 20], |i| i as f64);
-    assert!(took(&other(whole.0.narrow(3, 4, 16))));
-    assert!(!took(&other(whole.0.narrow(3, 2, 16))));
+    assert!(taken(&other(whole.0.narrow(3, 4, 16))));
+    assert!(!taken(&other(whole.0.narrow(3, 2, 16))));
     let odd = value(DType::F32, &[3, 4, 13, 18], |i| i as f64);
-    assert!(!took(&other(odd.0.narrow(3, 0, 16))));
+    assert!(!taken(&other(odd.0.narrow(3, 0, 16))));
     let across = value(DType::F32, &[3, 4, 16, 13], |i| i as f64);
-    assert!(!took(&other(across.0.swapped())));
+    assert!(!taken(&other(across.0.swapped())));
+}
+
+/// What a mask hides is looked at once for both ops, and either way they give what blocks give.
+#[test]
+fn a_mask_that_hides_nothing_is_none() {
+    let case = Case {
+        heads: 6,
+        groups: 2,
+        ..SMALL
+    };
+    let both = case.both();
+    let (op, grad) = (case.op, case.grad());
+    let names = "graph @names {\n param %other : f32[] input\n param %mask : bool[] input\n }";
+    let names = lorafa_ir::text::parse(names).unwrap();
+    let names: Vec<ValueId> = names.params().map(|(value, _)| value).collect();
+    let named = |operands: usize| {
+        let mut values = vec![names[0]; operands];
+        values[operands - 1] = names[1];
+        values
+    };
+    for hides in [false, true] {
+        // Of the second sequence all but the first ten keys.
+        let seen = |i: usize| f64::from(u8::from(!hides || i / 13 != 1 || i % 13 < 10));
+        let mask = value(DType::Bool, &[3, 1, 1, 13], seen);
+        let mut forward = both.forward.clone();
+        forward.push(mask.0.clone());
+        let outs = like(&both.given);
+        let given = blocks(op.into(), &forward, &outs, &|cx| blocks_forward(op, cx));
+        let mut backward = both.backward[..4].to_vec();
+        backward.extend(given.results.iter().map(|value| value.0.clone()));
+        backward.push(mask.0.clone());
+        let outs = like(&both.grads);
+        let grads = blocks(grad.into(), &backward, &outs, &|cx| {
+            blocks_backward(grad, cx)
+        });
+
+        let mut looks = Looks::new();
+        let bytes = scratch(&op.into(), &forward);
+        let flash = run_sharing(
+            &forward,
+            &like(&given),
+            bytes,
+            Some((&named(4), &mut looks)),
+            &|cx| forward_by(Some(&CPU), op, cx).map(|()| true),
+        );
+        let flash = flash.unwrap();
+        assert_eq!((flash.calls, flash.looks), (usize::from(!hides), 1));
+        both.compare(&flash, &given);
+        let bytes = scratch(&grad.into(), &backward);
+        let flash = run_sharing(
+            &backward,
+            &outs,
+            bytes,
+            Some((&named(7), &mut looks)),
+            &|cx| backward_by(Some(&CPU), grad, cx).map(|()| true),
+        );
+        let flash = flash.unwrap();
+        assert_eq!((flash.calls, flash.looks), (usize::from(!hides), 0));
+        both.compare(&flash, &grads);
+    }
+}
+
+/// A call that takes other memory than when it was set up is an error, and so is one that finds too little.
+#[test]
+fn memory_that_was_not_foreseen_is_an_error() {
+    let _inference = InferenceMode::enter();
+    let both = SMALL.both();
+    let results: Vec<View> = both
+        .given
+        .results
+        .iter()
+        .map(|value| value.0.clone())
+        .collect();
+    let mut memory = Bytes::new(PLENTY);
+    let scratch = (
+        memory.start(),
+        Scratch {
+            offset: 0,
+            bytes: PLENTY,
+        },
+    );
+    let mut tasks = Vec::new();
+    let mut cx = Cx::new(
+        &both.forward,
+        &results,
+        &[],
+        Some(scratch),
+        OpenDevice::CPU,
+        &mut tasks,
+    );
+    assert!(matches!(CPU.forward(SMALL.op, &mut cx), Ok(Does::All)));
+    let [
+        Task {
+            work: Work::Placed(call),
+            ..
+        },
+    ] = &mut tasks[..]
+    else {
+        panic!("one call");
+    };
+    // SAFETY: the memory is there until the test ends.
+    let mut run = |change: fn(&mut PlacedCall)| unsafe {
+        change(call);
+        call.run()
+    };
+    assert_eq!(run(|_| {}), Ok(()));
+    let other = run(|call| call.taken += 512).unwrap_err();
+    assert!(other.starts_with("it takes "), "{other}");
+    let more = run(|call| call.bytes = 512).unwrap_err();
+    assert!(
+        more.starts_with("it takes more of 512 planned bytes"),
+        "{more}"
+    );
 }
