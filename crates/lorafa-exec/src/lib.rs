@@ -24,7 +24,7 @@
 //! | know what an op calls | `kernels`, one op family a file as in [`lorafa_ir::ops`] |
 //! | fill what PEFT's LoRA-FA optimizer needs of A | `inverse` |
 //! | move bytes between host and device | `transfer`, and nowhere else |
-//! | call libtorch | `shim`: the dispatcher, inference mode, the allocation tracer, CUDA |
+//! | call libtorch | `shim`: the dispatcher, calls in planned memory, inference mode, the allocation tracer, CUDA |
 //!
 //! Needs libtorch and the cargo feature `torch`; `setup.sh` installs the one and prints the `LIBTORCH` to build with.
 //! Without the feature this crate is empty.

@@ -3,15 +3,16 @@
 //! They return fresh tensors, so their allocations, temporaries and all, are served from the op's scratch, and results are
 //! copied to their places. What they take depends on the GPU and on how much they do at once. So the largest part of the
 //! op is looked for that runs in its scratch, by running it when the program is compiled; the op is calls of such parts,
-//! each of which takes what the first did. Sequences are independent, and so are groups of heads that share keys.
+//! and one that takes other memory than the first did is an error. Sequences are independent, and so are groups of heads
+//! that share keys.
 //!
 //! They take 16-bit operands, without bias, window and dropout, and no mask. One that hides nothing is none: exporters write
 //! one for padding, though a step may have no padding. So an op with a mask is set up both ways, and in each run the mask is
 //! looked at, once for all ops that read it, before the first of them.
 //!
-//! The gradient is in their deterministic form, which sums
-//! in as many pieces as keep the GPU busy: on 132 multiprocessors about `132·rows·width` numbers of f32. Where that is
-//! more than the scratch, as of few heads of keys, attention's gradient is computed in blocks.
+//! The gradient is in their deterministic form, which sums in as many pieces as keep the GPU busy: on 132 multiprocessors at
+//! least `132·rows·width` numbers of f32. Where that does not fit into the scratch, as of few heads of keys, the gradient
+//! is computed in blocks.
 // Runs calls while the program is compiled.
 #![allow(unsafe_code)]
 

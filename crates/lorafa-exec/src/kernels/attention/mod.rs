@@ -61,15 +61,16 @@ fn otherwise(
     cx: &mut Cx<'_>,
     blocks: impl FnOnce(&mut Cx<'_>) -> Emitted,
 ) -> Emitted {
-    match set_up.transpose()? {
-        None | Some(Does::Nothing) => blocks(cx),
-        Some(Does::All) => Ok(cx.take_all()),
-        Some(Does::If(unmasked)) => {
+    match set_up.transpose()?.unwrap_or(Does::Nothing) {
+        Does::Nothing => blocks(cx)?,
+        Does::All => cx.take_all(),
+        Does::If(unmasked) => {
             cx.given(Some((unmasked, false)));
             blocks(cx)?;
-            Ok(cx.given(None))
+            cx.given(None);
         }
     }
+    Ok(())
 }
 
 /// `[batch, rows, heads, n]` as `[batch, heads, rows, n]`, or the other way round.
