@@ -143,13 +143,14 @@ fn schedule(graph: &Graph, backward: &[OpId]) -> Option<Vec<OpId>> {
     let mut missing = vec![usize::MAX; graph.value_bound()];
     let mut place = vec![0; graph.value_bound()];
     let index = |id: OpId| graph.op(id).results[0].index();
+    let waited_for = |value: ValueId| {
+        let def = graph.def(value);
+        def.site.region == Region::Backward && !matches!(def.kind, Op::Param(_) | Op::Constant(_))
+    };
     for (at, id) in backward.iter().enumerate() {
         place[index(*id)] = at;
-        let open = |v: &&ValueId| {
-            graph.def(**v).site.region == Region::Backward
-                && !matches!(graph.def(**v).kind, Op::Param(_) | Op::Constant(_))
-        };
-        missing[index(*id)] = graph.op(*id).operands.iter().filter(open).count();
+        let operands = graph.op(*id).operands.iter();
+        missing[index(*id)] = operands.filter(|v| waited_for(**v)).count();
     }
     let free = |id: &&OpId| missing[index(**id)] == 0;
     let mut ready: Vec<OpId> = backward.iter().filter(free).copied().collect();
@@ -166,10 +167,11 @@ fn schedule(graph: &Graph, backward: &[OpId]) -> Option<Vec<OpId>> {
         for operand in &graph.op(id).operands {
             memory.reads[root(&memory.views, *operand).index()] -= 1;
         }
-        for result in &graph.op(id).results {
+        let results = graph.op(id).results.iter();
+        for result in results.filter(|v| waited_for(**v)) {
             for read in graph.uses(*result) {
                 let left = &mut missing[index(read.op)];
-                *left = left.saturating_sub(1);
+                *left -= 1;
                 if *left == 0 {
                     ready.push(read.op);
                 }
