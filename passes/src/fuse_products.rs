@@ -102,9 +102,8 @@ fn factor_of_operand(graph: &mut Graph, id: OpId) -> Result<bool, PatchError> {
 /// Whether products alone read a value, through reshapes or not; collects them, once for each time that they do.
 fn products_that_read(graph: &Graph, value: ValueId, steps: usize, found: &mut Vec<OpId>) -> bool {
     let uses = graph.uses(value);
-    let output = graph.outputs().iter().any(|o| o.value == value);
     steps > 0
-        && !output
+        && !graph.is_output(value)
         && !uses.is_empty()
         && uses.iter().all(|read| match graph.op(read.op).kind {
             Op::Reshape(_) => {
