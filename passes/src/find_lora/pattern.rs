@@ -1,12 +1,9 @@
 //! The shape of an adapter in a graph.
 
-use crate::matching::plain_product;
+use crate::matching::{MAX_STEPS, plain_product};
 use lorafa_ir::ops::{Binary, BinaryKind, Op, Transpose};
 use lorafa_ir::{Dim, Graph, OpData, OpId, Region, ValueId};
 use std::collections::BTreeMap;
-
-/// Casts, reshapes and scalings that are walked through in one place: a bound for hostile input.
-const MAX_STEPS: usize = 16;
 
 /// A rank-2 weight that an op reads, perhaps through casts and transposes.
 #[derive(Clone, Copy, Debug)]
@@ -17,7 +14,7 @@ pub(crate) struct Weight {
     pub(crate) reader: OpId,
     /// With which operand.
     pub(crate) slot: usize,
-    /// Whether something stands between the parameter and the product.
+    /// Whether nothing stands between the parameter and the product.
     pub(super) direct: bool,
 }
 
