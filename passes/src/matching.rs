@@ -97,6 +97,23 @@ pub(crate) fn with_number(
     pairs.find_map(|(x, n)| is_number(graph, n, expected).then_some(x))
 }
 
+/// `x` and the number that a value is `x` times, of one type.
+pub(crate) fn times(graph: &Graph, value: ValueId) -> Option<(ValueId, f64)> {
+    either(graph, value, BinaryKind::Mul).find_map(|(x, by)| {
+        let by = number(graph, by).filter(|by| by.is_finite())?;
+        (graph.ty(x) == graph.ty(value)).then_some((x, by))
+    })
+}
+
+/// As [`times`], or divided by a number: for whoever computes the whole in another way, as a reciprocal may be rounded.
+pub(crate) fn scaled(graph: &Graph, value: ValueId) -> Option<(ValueId, f64)> {
+    times(graph, value).or_else(|| {
+        let [x, by] = binary(graph, value, BinaryKind::Div)?;
+        let factor = Some(1.0 / number(graph, by)?).filter(|factor| factor.is_finite())?;
+        (graph.ty(x) == graph.ty(value)).then_some((x, factor))
+    })
+}
+
 /// How an op multiplies two matrices, if it does nothing else: neither scales nor adds.
 pub(crate) fn plain_product(op: &OpData) -> Option<MatMul> {
     match op.kind {

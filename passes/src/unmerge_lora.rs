@@ -18,7 +18,7 @@
 //! dimension smaller than both outer ones is all that counts.
 
 use crate::find_lora::weight;
-use crate::matching::{MAX_STEPS, either, number, plain_product};
+use crate::matching::{MAX_STEPS, either, plain_product, times};
 use crate::pass::{Changed, Pass, PassCx, PassError, PassKind};
 use lorafa_ir::ops::{Binary, BinaryKind, MatMul, Op};
 use lorafa_ir::{Graph, OpData, OpId, PatchError, ValueId};
@@ -97,13 +97,12 @@ fn merged(graph: &Graph, (value, turned): Matrix, (based, steps): (bool, usize))
                 })
             })
         }
-        _ => either(graph, value, BinaryKind::Mul).find_map(|(low, by)| {
-            let by = number(graph, by).filter(|by| by.is_finite())?;
-            let alike = graph.ty(low) == graph.ty(value);
+        _ => {
+            let (low, by) = times(graph, value)?;
             let found = merged(graph, (low, turned), (false, steps))?;
             let scale = found.scale * by;
-            alike.then_some(Merged { scale, ..found })
-        }),
+            Some(Merged { scale, ..found })
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use super::heads::{self, Heads};
 use super::mask::{self, Mask};
 use super::uniform;
-use crate::matching::{MAX_STEPS, only_use, plain_product};
+use crate::matching::{MAX_STEPS, only_use, plain_product, scaled};
 use lorafa_ir::ops::{Binary, BinaryKind, Dropout, MatMul, Op, Select, Softmax, Unary, UnaryKind};
 use lorafa_ir::{Graph, OpData, OpId, TensorType, ValueId};
 
@@ -240,26 +240,6 @@ fn leads(graph: &Graph, value: ValueId) -> bool {
         }
     }
     false
-}
-
-/// `x` and the number that it is multiplied by.
-fn scaled(graph: &Graph, value: ValueId) -> Option<(ValueId, f64)> {
-    let op = graph.def(value);
-    let Op::Binary(Binary(kind)) = op.kind else {
-        return None;
-    };
-    let [a, b] = [op.operands[0], op.operands[1]];
-    let number = |v: ValueId| match &graph.def(v).kind {
-        Op::Constant(constant) => constant.as_f64(),
-        _ => None,
-    };
-    let (x, factor) = match (kind, number(a), number(b)) {
-        (BinaryKind::Mul, _, Some(n)) => (a, n),
-        (BinaryKind::Mul, Some(n), _) => (b, n),
-        (BinaryKind::Div, _, Some(n)) if n != 0.0 => (a, 1.0 / n),
-        _ => return None,
-    };
-    (graph.ty(x) == graph.ty(value)).then_some((x, factor))
 }
 
 /// Queries, keys and the scale on any of them or on their product.

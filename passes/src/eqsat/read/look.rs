@@ -1,8 +1,8 @@
 //! What a gradient is made of: the ops that the rules know, and the values that these read.
 
-use crate::matching::{MAX_STEPS, either, number};
+use crate::matching::{MAX_STEPS, times};
 use lorafa_ir::layout::Views;
-use lorafa_ir::ops::{BinaryKind, MatMul, Op, ReduceKind};
+use lorafa_ir::ops::{MatMul, Op, ReduceKind};
 use lorafa_ir::{Adapter, Graph, OpData, Region, ValueId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -216,14 +216,7 @@ pub(super) fn form(graph: &Graph, value: ValueId) -> Option<Form> {
             let sum = reduce.kind == ReduceKind::Sum && !reduce.keep_dims;
             (sum && leading && rank > 2).then_some(Form::Sum)
         }
-        _ => {
-            let mut factors = either(graph, value, BinaryKind::Mul);
-            factors.find_map(|(x, by)| {
-                let by = number(graph, by).filter(|by| by.is_finite())?;
-                let alike = graph.ty(x) == graph.ty(value);
-                alike.then_some(Form::Scale(x, by))
-            })
-        }
+        _ => times(graph, value).map(|(x, by)| Form::Scale(x, by)),
     }
 }
 
