@@ -104,7 +104,7 @@ fn merge_reshapes(p: &mut Patch<'_>, id: OpId) -> Result<(), PatchError> {
         graph.def(x).kind,
         Op::Transpose(_) | Op::Slice(_) | Op::Expand(_)
     );
-    let shared = graph.uses(inner.results[0]).len() > 1;
+    let shared = graph.reads(inner.results[0]).nth(1).is_some();
     if !(askew && shared) {
         p.set_operand(id, 0, x);
     }

@@ -26,7 +26,7 @@ mod heads;
 mod mask;
 mod pattern;
 
-use crate::matching::is_zero;
+use crate::matching::{MAX_STEPS, is_zero};
 use crate::pass::{Changed, Pass, PassCx, PassError, PassKind};
 use lorafa_ir::ops::{Attention, Op, Scalar, Transpose};
 use lorafa_ir::text::OpDisplay;
@@ -124,8 +124,11 @@ fn uniform(graph: &Graph, value: ValueId) -> Option<f64> {
 
 /// Behind what only repeats elements.
 fn through_expand(graph: &Graph, mut value: ValueId) -> ValueId {
-    while let Op::Expand(_) = graph.def(value).kind {
-        value = graph.def(value).operands[0];
+    for _ in 0..MAX_STEPS {
+        match graph.def(value).kind {
+            Op::Expand(_) => value = graph.def(value).operands[0],
+            _ => break,
+        }
     }
     value
 }

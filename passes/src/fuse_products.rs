@@ -13,7 +13,7 @@
 //! summands at once. A product is added to what is there when it runs: to what comes before it in the schedule. Of 16-bit
 //! types it is rounded once, after the addition.
 
-use crate::matching::{MAX_STEPS, each_op, either, number, read_once};
+use crate::matching::{MAX_STEPS, each_op, either, read_once, times};
 use crate::pass::{Changed, Pass, PassCx, PassError, PassKind};
 use lorafa_ir::ops::{BinaryKind, MatMul, Op, Scalar};
 use lorafa_ir::{Graph, OpId, PatchError, ValueId};
@@ -63,15 +63,6 @@ fn product(graph: &Graph, op: OpId) -> Option<MatMul> {
     }
 }
 
-/// What an op multiplies by a number, and the number.
-fn scaled(graph: &Graph, id: OpId) -> Option<(ValueId, f64)> {
-    let y = graph.op(id).results[0];
-    either(graph, y, BinaryKind::Mul).find_map(|(x, by)| {
-        let by = number(graph, by).filter(|by| by.is_finite())?;
-        (graph.ty(x) == graph.ty(y)).then_some((x, by))
-    })
-}
-
 fn multiply(graph: &mut Graph, op: OpId, by: f64) {
     if let Some(product) = product(graph, op) {
         let alpha = Scalar(product.alpha.0 * by);
@@ -82,10 +73,10 @@ fn multiply(graph: &mut Graph, op: OpId, by: f64) {
 
 /// Where only products read `x·n`, they read `x` and multiply their results.
 fn factor_of_operand(graph: &mut Graph, id: OpId) -> Result<bool, PatchError> {
-    let Some((x, by)) = scaled(graph, id) else {
+    let y = graph.op(id).results[0];
+    let Some((x, by)) = times(graph, y) else {
         return Ok(false);
     };
-    let y = graph.op(id).results[0];
     let mut readers = Vec::new();
     if !products_that_read(graph, y, MAX_STEPS, &mut readers) {
         return Ok(false);
@@ -102,9 +93,8 @@ fn factor_of_operand(graph: &mut Graph, id: OpId) -> Result<bool, PatchError> {
 /// Whether products alone read a value, through reshapes or not; collects them, once for each time that they do.
 fn products_that_read(graph: &Graph, value: ValueId, steps: usize, found: &mut Vec<OpId>) -> bool {
     let uses = graph.uses(value);
-    let output = graph.outputs().iter().any(|o| o.value == value);
     steps > 0
-        && !output
+        && !graph.is_output(value)
         && !uses.is_empty()
         && uses.iter().all(|read| match graph.op(read.op).kind {
             Op::Reshape(_) => {
@@ -119,14 +109,15 @@ fn products_that_read(graph: &Graph, value: ValueId, steps: usize, found: &mut V
 
 /// `n` times a product that nothing else reads.
 fn factor_of_result(graph: &mut Graph, id: OpId) -> Result<bool, PatchError> {
-    let Some((x, by)) = scaled(graph, id) else {
+    let y = graph.op(id).results[0];
+    let Some((x, by)) = times(graph, y) else {
         return Ok(false);
     };
     let def = graph.def(x);
     if product(graph, def.id).is_none() || !read_once(graph, def) {
         return Ok(false);
     }
-    let (y, inner) = (graph.op(id).results[0], def.id);
+    let inner = def.id;
     multiply(graph, inner, by);
     let mut patch = graph.patch("fuse-factor");
     patch.replace(y, x)?;

@@ -25,10 +25,10 @@ use lorafa_ir::ops::{
     BinaryKind, Concat, Data, Expand, Op, Param, Reshape, Rotary, Slice, SliceAxis, UnaryKind,
 };
 use lorafa_ir::{Dim, Graph, OpId, Patch, PatchError, ValueId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Ops between a table's halves and what reads it: a bound for hostile input.
-const MAX_DEPTH: usize = 32;
+const MAX_OPS: usize = 64;
 
 /// See the module.
 pub struct FuseRotary;
@@ -130,10 +130,7 @@ fn fuse(
     halves: &mut Halves,
 ) -> Result<bool, PatchError> {
     let Found { x, cos, sin, width } = found;
-    if ![cos, sin]
-        .iter()
-        .all(|t| repeats(graph, *t, width, MAX_DEPTH))
-    {
+    if ![cos, sin].iter().all(|t| repeats(graph, *t, width)) {
         return Ok(false);
     }
     let y = graph.op(id).results[0];
@@ -153,26 +150,44 @@ fn fuse(
 }
 
 /// Whether both halves of the last axis are the same, for every reason that [`half`] knows.
-fn repeats(graph: &Graph, value: ValueId, width: i64, depth: usize) -> bool {
-    let (op, ty) = (graph.def(value), graph.ty(value));
-    let Some(last) = ty.rank().checked_sub(1).filter(|_| depth > 0) else {
-        return false;
-    };
-    if !ty.shape[last].is(width) {
-        return false;
-    }
-    let operand = |slot: usize| repeats(graph, op.operands[slot], width, depth - 1);
-    match &op.kind {
-        Op::Concat(Concat { axis, .. }) if *axis == last => {
-            matches!(op.operands.as_slice(), [a, b] if a == b)
+fn repeats(graph: &Graph, table: ValueId, width: i64) -> bool {
+    let mut seen = BTreeSet::new();
+    let mut work = vec![table];
+    while let Some(value) = work.pop() {
+        if !seen.insert(value) {
+            continue;
         }
-        Op::Param(param) => stored_twice(param, width),
-        Op::Unary(_) | Op::Cast(_) | Op::Reshape(_) | Op::Expand(_) => operand(0),
-        Op::Binary(_) => (0..2).all(|slot| is_one(graph, op.operands[slot]) || operand(slot)),
-        Op::Transpose(t) => t.perm.last() == Some(&last) && operand(0),
-        Op::Slice(s) => s.axes.iter().all(|a| a.axis != last) && operand(0),
-        Op::Gather(g) => g.axis + 1 < graph.ty(op.operands[0]).rank() && operand(0),
-        _ => false,
+        match tables(graph, value, width) {
+            Some(tables) if seen.len() <= MAX_OPS => work.extend(tables),
+            _ => return false,
+        }
+    }
+    true
+}
+
+/// The operands that must repeat for a value to do so; `None` if it does not anyway.
+fn tables(graph: &Graph, value: ValueId, width: i64) -> Option<Vec<ValueId>> {
+    let (op, ty) = (graph.def(value), graph.ty(value));
+    let last = ty.rank().checked_sub(1)?;
+    if !ty.shape[last].is(width) {
+        return None;
+    }
+    let same = |same: bool| same.then(Vec::new);
+    let first = |keeps: bool| keeps.then(|| vec![op.operands[0]]);
+    match &op.kind {
+        Op::Concat(Concat { axis, .. }) => {
+            same(*axis == last && matches!(op.operands.as_slice(), [a, b] if a == b))
+        }
+        Op::Param(param) => same(stored_twice(param, width)),
+        Op::Unary(_) | Op::Cast(_) | Op::Reshape(_) | Op::Expand(_) => first(true),
+        Op::Binary(_) => {
+            let operands = op.operands.iter().copied();
+            Some(operands.filter(|v| !is_one(graph, *v)).collect())
+        }
+        Op::Transpose(t) => first(t.perm.last() == Some(&last)),
+        Op::Slice(s) => first(s.axes.iter().all(|a| a.axis != last)),
+        Op::Gather(g) => first(g.axis + 1 < graph.ty(op.operands[0]).rank()),
+        _ => None,
     }
 }
 

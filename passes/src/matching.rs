@@ -1,10 +1,42 @@
 //! What the passes that fuse ops ask of a graph.
 
 use lorafa_ir::ops::{Binary, BinaryKind, Data, MatMul, Op, Param, Role, Unary, UnaryKind};
-use lorafa_ir::{DType, Graph, OpData, OpId, ValueId};
+use lorafa_ir::{DType, Graph, OpData, OpId, Use, ValueId};
+use std::collections::BTreeMap;
 
 /// Casts and the like that are walked through in one place: a bound for hostile input.
 pub(crate) const MAX_STEPS: usize = 16;
+
+/// Values that are looked at to find out about one: a bound for hostile input.
+const MAX_VALUES: usize = 256;
+
+/// What was found out about values and what they are made of, each looked at once.
+pub(crate) struct Memo<T>(BTreeMap<ValueId, Option<T>>);
+
+impl<T: Clone> Memo<T> {
+    pub(crate) fn new() -> Self {
+        Memo(BTreeMap::new())
+    }
+
+    /// What is known of a value, or what `look` finds out about it; nothing, if too many were looked at.
+    pub(crate) fn of(
+        &mut self,
+        value: ValueId,
+        look: impl FnOnce(&mut Self) -> Option<T>,
+    ) -> Option<T> {
+        if let Some(known) = self.0.get(&value) {
+            return known.clone();
+        }
+        if self.0.len() == MAX_VALUES {
+            return None;
+        }
+        // Counts on the way down, too, which bounds the recursion.
+        self.0.insert(value, None);
+        let found = look(self);
+        self.0.insert(value, found.clone());
+        found
+    }
+}
 
 /// Whether a table holds zeros.
 pub(crate) fn is_zero(param: &Param) -> bool {
@@ -65,6 +97,23 @@ pub(crate) fn with_number(
     pairs.find_map(|(x, n)| is_number(graph, n, expected).then_some(x))
 }
 
+/// `x` and the number that a value is `x` times, of one type.
+pub(crate) fn times(graph: &Graph, value: ValueId) -> Option<(ValueId, f64)> {
+    either(graph, value, BinaryKind::Mul).find_map(|(x, by)| {
+        let by = number(graph, by).filter(|by| by.is_finite())?;
+        (graph.ty(x) == graph.ty(value)).then_some((x, by))
+    })
+}
+
+/// As [`times`], or divided by a number: for whoever computes the whole in another way, as a reciprocal may be rounded.
+pub(crate) fn scaled(graph: &Graph, value: ValueId) -> Option<(ValueId, f64)> {
+    times(graph, value).or_else(|| {
+        let [x, by] = binary(graph, value, BinaryKind::Div)?;
+        let factor = Some(1.0 / number(graph, by)?).filter(|factor| factor.is_finite())?;
+        (graph.ty(x) == graph.ty(value)).then_some((x, factor))
+    })
+}
+
 /// How an op multiplies two matrices, if it does nothing else: neither scales nor adds.
 pub(crate) fn plain_product(op: &OpData) -> Option<MatMul> {
     match op.kind {
@@ -108,10 +157,14 @@ pub(crate) fn each_op<E>(
     Ok(())
 }
 
+/// The one reading of a value, if there is no other and no output is it.
+pub(crate) fn only_use(graph: &Graph, value: ValueId) -> Option<Use> {
+    let mut reads = graph.reads(value);
+    let first = reads.next()?;
+    (reads.next().is_none() && !graph.is_output(value)).then_some(first)
+}
+
 /// Whether one op alone reads the only result of another, and no output is it.
 pub(crate) fn read_once(graph: &Graph, op: &OpData) -> bool {
-    let [value] = op.results.as_slice() else {
-        return false;
-    };
-    graph.uses(*value).len() == 1 && graph.outputs().iter().all(|o| o.value != *value)
+    matches!(op.results.as_slice(), [value] if only_use(graph, *value).is_some())
 }

@@ -57,7 +57,7 @@ fn redraw(graph: &mut Graph, id: OpId) -> Result<bool, PatchError> {
     let shape = graph.ty(mask).shape.clone();
     let mut readers = graph.uses(mask).to_vec();
     readers.retain(|read| graph.op(read.op).site.region != Region::Forward);
-    if readers.is_empty() || graph.outputs().iter().any(|o| o.value == mask) {
+    if readers.is_empty() || graph.is_output(mask) {
         return Ok(false);
     }
     let mut patch = graph.patch("redraw-mask");

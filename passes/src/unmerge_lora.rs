@@ -18,7 +18,7 @@
 //! dimension smaller than both outer ones is all that counts.
 
 use crate::find_lora::weight;
-use crate::matching::{MAX_STEPS, either, number, plain_product};
+use crate::matching::{MAX_STEPS, either, plain_product, times};
 use crate::pass::{Changed, Pass, PassCx, PassError, PassKind};
 use lorafa_ir::ops::{Binary, BinaryKind, MatMul, Op};
 use lorafa_ir::{Graph, OpData, OpId, PatchError, ValueId};
@@ -72,37 +72,37 @@ fn find(graph: &Graph, op: &OpData) -> Option<(usize, Merged)> {
     let flags = [product.trans_a, product.trans_b];
     (0..2).find_map(|slot| {
         let x = weight(graph, op, 1 - slot).is_none();
-        let merged = merged(graph, (op.operands[slot], flags[slot]), MAX_STEPS)?;
+        let merged = merged(graph, (op.operands[slot], flags[slot]), (true, MAX_STEPS))?;
         x.then_some((slot, merged))
     })
 }
 
-fn merged(graph: &Graph, (value, turned): Matrix, steps: usize) -> Option<Merged> {
+/// What is merged in a matrix, at most so many steps behind it; without a base, if that may not be.
+fn merged(graph: &Graph, (value, turned): Matrix, (based, steps): (bool, usize)) -> Option<Merged> {
     let op = graph.def(value);
     let steps = steps.checked_sub(1)?;
     match &op.kind {
         Op::MatMul(_) => low_rank(graph, op, turned),
         Op::Transpose(transpose) if transpose.swaps_last_two() => {
-            merged(graph, (op.operands[0], !turned), steps)
+            merged(graph, (op.operands[0], !turned), (based, steps))
         }
-        Op::Binary(Binary(BinaryKind::Add)) => {
+        Op::Binary(Binary(BinaryKind::Add)) if based => {
             let mut summands = either(graph, value, BinaryKind::Add);
             summands.find_map(|(base, low)| {
                 let alike = graph.ty(base) == graph.ty(low);
-                let found = merged(graph, (low, turned), steps)?;
-                (alike && found.base.is_none()).then_some(Merged {
+                let found = merged(graph, (low, turned), (false, steps))?;
+                alike.then_some(Merged {
                     base: Some((base, turned)),
                     ..found
                 })
             })
         }
-        _ => either(graph, value, BinaryKind::Mul).find_map(|(low, by)| {
-            let by = number(graph, by).filter(|by| by.is_finite())?;
-            let alike = graph.ty(low) == graph.ty(value);
-            let found = merged(graph, (low, turned), steps)?;
+        _ => {
+            let (low, by) = times(graph, value)?;
+            let found = merged(graph, (low, turned), (false, steps))?;
             let scale = found.scale * by;
-            (alike && found.base.is_none()).then_some(Merged { scale, ..found })
-        }),
+            Some(Merged { scale, ..found })
+        }
     }
 }
 

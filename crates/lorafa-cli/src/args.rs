@@ -128,7 +128,7 @@ pub struct DumpArgs {
 /// How to train a model.
 #[derive(Clone, Debug, Args)]
 pub struct TrainingArgs {
-    /// What to write; the report shows all three.
+    /// The training method; a report of memory shows all three.
     #[arg(long, value_enum, default_value_t = MethodArg::LoraFa)]
     pub method: MethodArg,
 

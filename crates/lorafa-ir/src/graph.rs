@@ -203,6 +203,11 @@ impl Graph {
         self.outputs.as_slice()
     }
 
+    /// Whether an output is `value`.
+    pub fn is_output(&self, value: ValueId) -> bool {
+        self.outputs.contains(value)
+    }
+
     /// The loss output, once there is one.
     pub fn loss(&self) -> Option<&Output> {
         self.outputs().iter().find(|o| o.kind == OutputKind::Loss)
@@ -219,29 +224,28 @@ impl Graph {
         &self.adapters
     }
 
-    /// Every reading of `value` by an op, ordered by op and slot.
-    pub fn uses(&self, value: ValueId) -> SmallVec<[Use; 4]> {
+    /// Every reading of `value` by an op, in no order: for whoever needs to see only a few, or does the same to all.
+    pub fn reads(&self, value: ValueId) -> impl Iterator<Item = Use> {
         let data = self.value(value);
-        let mut uses: SmallVec<[Use; 4]> = self
-            .dag
+        self.dag
             .edges_directed(self.node(data.op), Direction::Outgoing)
             .filter(|e| e.weight().result as usize == data.slot)
             .map(|e| Use {
                 op: self.dag[e.target()].id,
                 slot: e.weight().slot as usize,
             })
-            .collect();
+    }
+
+    /// Every reading of `value` by an op, ordered by op and slot.
+    pub fn uses(&self, value: ValueId) -> SmallVec<[Use; 4]> {
+        let mut uses: SmallVec<[Use; 4]> = self.reads(value).collect();
         uses.sort_unstable();
         uses
     }
 
     /// Whether an op or an output reads `value`.
     pub fn is_used(&self, value: ValueId) -> bool {
-        let data = self.value(value);
-        self.dag
-            .edges_directed(self.node(data.op), Direction::Outgoing)
-            .any(|e| e.weight().result as usize == data.slot)
-            || self.outputs.contains(value)
+        self.reads(value).next().is_some() || self.is_output(value)
     }
 
     /// Ops in schedule order: operands first, then the forward region, then by place, region and id: what makes

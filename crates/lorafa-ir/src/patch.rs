@@ -190,7 +190,9 @@ impl<'g> Patch<'g> {
     /// Makes every reader of `old` read `new` whatever its type; the caller then re-infers the
     /// readers' types with [`Patch::reinfer`].
     pub fn retarget(&mut self, old: ValueId, new: ValueId) {
-        for reader in self.graph.uses(old) {
+        // In the order that the graph has them in, in which each is found at once.
+        let readers: Vec<_> = self.graph.reads(old).collect();
+        for reader in readers {
             self.graph.set_operand(reader.op, reader.slot, new);
         }
         self.graph.outputs.retarget(old, new);

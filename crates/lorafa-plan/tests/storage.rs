@@ -278,3 +278,25 @@ fn every_graph_that_verifies_has_a_plan_or_an_error() {
     }
     assert!(plans > 5 && errors > 0, "{plans} plans, {errors} errors");
 }
+
+#[test]
+fn views_of_views_are_followed_however_many_there_are() {
+    let mut lines = String::from(
+        "param %x : f32[4,4] input
+         param %w : f32[4,8] input
+         v0 = matmul %x, %w : f32[4,8]
+         v1 = slice v0 {axes=[1:0:6:1]} : f32[4,6]\n",
+    );
+    // In turn, so that what is read last has the first one's shape.
+    for view in 2..100_002 {
+        let shape = ["[6,4]", "[4,6]"][view % 2];
+        let of = view - 1;
+        lines += &format!("v{view} = transpose v{of} {{perm=[1,0]}} : f32{shape}\n");
+    }
+    lines += "v100002 = neg v100001 : f32[4,6]
+         v100003 = reduce_sum v100002 {axes=[0]} : f32[6]
+         out \"y\" = v100003";
+    let p = planned(&lines);
+    // What the views are of is not read again, so it is written over.
+    assert!(p.share("v0", "v100002"));
+}

@@ -154,7 +154,7 @@ impl Mixed {
         apart.max_by_key(|d| d.size()).unwrap_or(self.target)
     }
 
-    /// `value` in another type, for `reader`; made once.
+    /// `value` in another type, for `reader`; made once. What it is made anew of comes first, however deep that lies.
     fn cast(
         &mut self,
         patch: &mut Patch<'_>,
@@ -162,54 +162,52 @@ impl Mixed {
         value: ValueId,
         to: DType,
     ) -> Result<ValueId, PatchError> {
-        if patch.ty(value).dtype == to {
-            return Ok(value);
+        let mut cast = value;
+        let mut work = vec![(reader, value)];
+        while let Some((reader, value)) = work.last().copied() {
+            if let Some(there) = self.there(patch.graph(), value, to) {
+                cast = there;
+                work.pop();
+                continue;
+            }
+            let (mut operands, mut missing) = (Vec::new(), Vec::new());
+            let def = patch.graph().def(value);
+            let anew = match self.strong.get(value) {
+                true => None,
+                false => anew(patch.graph(), def, to),
+            };
+            if let Some((_, from)) = &anew {
+                operands = def.operands.to_vec();
+                for operand in &mut operands[*from..] {
+                    match self.there(patch.graph(), *operand, to) {
+                        Some(there) => *operand = there,
+                        None => missing.push((def.id, *operand)),
+                    }
+                }
+            }
+            if !missing.is_empty() {
+                work.extend(missing.into_iter().rev());
+                continue;
+            }
+            let made = match anew {
+                Some((kind, _)) => {
+                    let op = def.id;
+                    patch.at(op).add1(kind, &operands)?
+                }
+                None => patch.at(reader).cast(value, to)?,
+            };
+            self.strong.set(made, *self.strong.get(value));
+            self.casts.insert((value, to), made);
         }
-        if let Some(known) = self.casts.get(&(value, to)) {
-            return Ok(*known);
-        }
-        let strong = *self.strong.get(value);
-        let rebuilt = if strong {
-            None
-        } else {
-            self.rebuild(patch, value, to)?
-        };
-        let cast = match rebuilt {
-            Some(rebuilt) => rebuilt,
-            None => patch.at(reader).cast(value, to)?,
-        };
-        self.strong.set(cast, strong);
-        self.casts.insert((value, to), cast);
         Ok(cast)
     }
 
-    /// A weak value made anew in another type, where a cast would turn the largest numbers, which
-    /// stand for minus infinity in masks, into infinities: constants and what only picks from them.
-    fn rebuild(
-        &mut self,
-        patch: &mut Patch<'_>,
-        value: ValueId,
-        to: DType,
-    ) -> Result<Option<ValueId>, PatchError> {
-        let def = patch.graph().def(value).clone();
-        let (kind, from) = match &def.kind {
-            Op::Constant(c) => (rounded(c, to).into(), 0),
-            Op::Fill(f) => (rounded_fill(f, to).into(), 0),
-            Op::Param(p) if p.role == Role::Constant => (renamed(p, to), 0),
-            Op::Select(_) => (def.kind.clone(), 1),
-            Op::Reshape(_) | Op::Expand(_) | Op::Transpose(_) | Op::Slice(_) | Op::Concat(_) => {
-                (def.kind.clone(), 0)
-            }
-            Op::Binary(Binary(BinaryKind::Mul)) if exceeds(patch.graph(), &def, to) => {
-                (def.kind.clone(), 0)
-            }
-            _ => return Ok(None),
-        };
-        let mut operands = def.operands.clone();
-        for operand in &mut operands[from..] {
-            *operand = self.cast(patch, def.id, *operand, to)?;
+    /// `value` in another type, if there is such a value.
+    fn there(&self, graph: &Graph, value: ValueId, to: DType) -> Option<ValueId> {
+        match graph.ty(value).dtype == to {
+            true => Some(value),
+            false => self.casts.get(&(value, to)).copied(),
         }
-        patch.at(def.id).add1(kind, &operands).map(Some)
     }
 
     /// Sends an op's f32 result back to 16 bits for all its readers.
@@ -225,6 +223,25 @@ impl Mixed {
             self.strong.set(cast, true);
         }
         Ok(())
+    }
+}
+
+/// The op that makes a weak value anew in another type, of operands in that type from the given one on, where a cast would
+/// turn the largest numbers, which stand for minus infinity in masks, into infinities: constants and what only picks from
+/// them.
+fn anew(graph: &Graph, def: &OpData, to: DType) -> Option<(Op, usize)> {
+    match &def.kind {
+        Op::Constant(c) => Some((rounded(c, to).into(), 0)),
+        Op::Fill(f) => Some((rounded_fill(f, to).into(), 0)),
+        Op::Param(p) if p.role == Role::Constant => Some((renamed(p, to), 0)),
+        Op::Select(_) => Some((def.kind.clone(), 1)),
+        Op::Reshape(_) | Op::Expand(_) | Op::Transpose(_) | Op::Slice(_) | Op::Concat(_) => {
+            Some((def.kind.clone(), 0))
+        }
+        Op::Binary(Binary(BinaryKind::Mul)) if exceeds(graph, def, to) => {
+            Some((def.kind.clone(), 0))
+        }
+        _ => None,
     }
 }
 

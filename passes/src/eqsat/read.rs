@@ -210,8 +210,12 @@ impl<'g> Reader<'g> {
     fn computed_again(&mut self, value: ValueId, of: ValueId) -> Option<Id> {
         let saved = self.value(of)?;
         let mut kept: BTreeSet<ValueId> = BTreeSet::new();
+        let mut seen = BTreeSet::new();
         let mut work = vec![value];
         while let Some(value) = work.pop() {
+            if !seen.insert(value) {
+                continue;
+            }
             match is_backward(self.graph, value) {
                 true => work.extend(&self.graph.def(value).operands),
                 false => kept.extend(self.kept(value)),

@@ -1,12 +1,9 @@
 //! The shape of an adapter in a graph.
 
-use crate::matching::plain_product;
+use crate::matching::{MAX_STEPS, plain_product, scaled};
 use lorafa_ir::ops::{Binary, BinaryKind, Op, Transpose};
 use lorafa_ir::{Dim, Graph, OpData, OpId, Region, ValueId};
 use std::collections::BTreeMap;
-
-/// Casts, reshapes and scalings that are walked through in one place: a bound for hostile input.
-const MAX_STEPS: usize = 16;
 
 /// A rank-2 weight that an op reads, perhaps through casts and transposes.
 #[derive(Clone, Copy, Debug)]
@@ -17,7 +14,7 @@ pub(crate) struct Weight {
     pub(crate) reader: OpId,
     /// With which operand.
     pub(crate) slot: usize,
-    /// Whether something stands between the parameter and the product.
+    /// Whether nothing stands between the parameter and the product.
     pub(super) direct: bool,
 }
 
@@ -174,35 +171,6 @@ pub(crate) fn weight(graph: &Graph, op: &OpData, slot: usize) -> Option<Weight> 
     None
 }
 
-/// The one number that a constant holds, through casts, reshapes and expansion.
-fn scalar(graph: &Graph, mut value: ValueId) -> Option<f64> {
-    for _ in 0..MAX_STEPS {
-        let def = graph.def(value);
-        match &def.kind {
-            Op::Constant(c) => return c.as_f64(),
-            Op::Fill(f) => return (f.ty.elements() == Some(1)).then_some(f.value.0),
-            Op::Cast(_) | Op::Reshape(_) => value = def.operands[0],
-            _ => return None,
-        }
-    }
-    None
-}
-
-/// One step back through an op that scales by a constant: what it scales and by how much.
-fn scaling(graph: &Graph, op: &OpData) -> Option<(ValueId, f64)> {
-    let Op::Binary(Binary(kind)) = op.kind else {
-        return None;
-    };
-    let (l, r) = (op.operands[0], op.operands[1]);
-    match kind {
-        BinaryKind::Mul => scalar(graph, r)
-            .map(|s| (l, s))
-            .or_else(|| scalar(graph, l).map(|s| (r, s))),
-        BinaryKind::Div => scalar(graph, r).map(|s| (l, 1.0 / s)),
-        _ => None,
-    }
-}
-
 /// `value` without the casts, reshapes and scalings behind it, and the scale.
 fn peel(graph: &Graph, mut value: ValueId) -> (ValueId, f64) {
     let mut scale = 1.0;
@@ -210,7 +178,7 @@ fn peel(graph: &Graph, mut value: ValueId) -> (ValueId, f64) {
         let def = graph.def(value);
         match &def.kind {
             Op::Cast(_) | Op::Reshape(_) => value = def.operands[0],
-            _ => match scaling(graph, def) {
+            _ => match scaled(graph, value) {
                 Some((next, s)) => (value, scale) = (next, scale * s),
                 None => break,
             },
@@ -227,7 +195,7 @@ fn chain(graph: &Graph, x: ValueId) -> Vec<(ValueId, f64)> {
         let def = graph.def(value);
         match &def.kind {
             Op::Cast(_) | Op::Reshape(_) | Op::Dropout(_) => value = def.operands[0],
-            _ => match scaling(graph, def) {
+            _ => match scaled(graph, value) {
                 Some((next, s)) => (value, scale) = (next, scale * s),
                 None => break,
             },

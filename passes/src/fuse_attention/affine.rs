@@ -1,5 +1,6 @@
 //! Integers that are a sum of multiples of their place: counters, and what arithmetic makes of them.
 
+use crate::matching::Memo;
 use lorafa_ir::ops::{Binary, BinaryKind, Literal, Op};
 use lorafa_ir::{Dim, Graph, TensorType, ValueId};
 
@@ -46,13 +47,18 @@ impl Affine {
 }
 
 /// A value as a function of its place, if it is such a one.
-pub(super) fn affine(graph: &Graph, value: ValueId) -> Option<Affine> {
+fn affine(graph: &Graph, value: ValueId, known: &mut Memo<Affine>) -> Option<Affine> {
+    known.of(value, |known| computed(graph, value, known))
+}
+
+/// A value as its op makes it of its operands.
+fn computed(graph: &Graph, value: ValueId, known: &mut Memo<Affine>) -> Option<Affine> {
     let op = graph.def(value);
     let ty = graph.ty(value);
     if ty.dtype.is_float() {
         return None;
     }
-    let operand = |slot: usize| affine(graph, op.operands[slot]);
+    let mut operand = |slot: usize| affine(graph, op.operands[slot], known);
     let number = |x: f64| (x.fract() == 0.0 && x.abs() < 1e15).then_some(x as i64);
     match &op.kind {
         Op::Iota(iota) => Some(Affine {
@@ -155,10 +161,9 @@ impl AtMostZero {
             BinaryKind::Gt => (true, 1),
             _ => return None,
         };
-        let (mut a, mut b) = (
-            affine(graph, op.operands[0])?,
-            affine(graph, op.operands[1])?,
-        );
+        let mut known = Memo::new();
+        let mut side = |slot: usize| affine(graph, op.operands[slot], &mut known);
+        let (mut a, mut b) = (side(0)?, side(1)?);
         if swap != negated {
             std::mem::swap(&mut a, &mut b);
         }

@@ -2,8 +2,12 @@
 
 use super::affine::AtMostZero;
 use super::{Edit, through_expand, uniform};
+use crate::matching::MAX_STEPS;
 use lorafa_ir::ops::{Binary, BinaryKind, Data, Op, Role, UNSEEN, Unary, UnaryKind};
 use lorafa_ir::{DType, Graph, PatchError, ValueId};
+
+/// Ops that a mask is taken apart through: a bound for hostile input.
+const MAX_OPS: usize = 256;
 
 /// The parts of a mask.
 #[derive(Default)]
@@ -15,6 +19,8 @@ pub(super) struct Mask {
     conditions: Vec<(ValueId, bool)>,
     /// What is added to the scores.
     biases: Vec<ValueId>,
+    /// How many ops were taken apart.
+    taken: usize,
 }
 
 /// Rows and keys.
@@ -28,16 +34,23 @@ pub(super) fn never(graph: &Graph, value: ValueId) -> bool {
 }
 
 impl Mask {
+    /// Whether one more op may be taken apart; what it gives is a part of the mask as it is, otherwise.
+    fn take(&mut self) -> bool {
+        self.taken += 1;
+        self.taken <= MAX_OPS
+    }
+
     /// Takes apart what must hold for a query to see a key.
     pub(super) fn require(&mut self, graph: &Graph, value: ValueId, negated: bool, sizes: Sizes) {
         let value = plain(graph, value);
         let op = graph.def(value);
         match op.kind {
-            Op::Unary(Unary(UnaryKind::Not)) => {
+            Op::Unary(Unary(UnaryKind::Not)) if self.take() => {
                 return self.require(graph, op.operands[0], !negated, sizes);
             }
             Op::Binary(Binary(kind))
-                if kind == BinaryKind::And && !negated || kind == BinaryKind::Or && negated =>
+                if (kind == BinaryKind::And && !negated || kind == BinaryKind::Or && negated)
+                    && self.take() =>
             {
                 for operand in op.operands.clone() {
                     self.require(graph, operand, negated, sizes);
@@ -67,6 +80,7 @@ impl Mask {
             }) if offset <= 0 && !negated && self.window.is_none() => {
                 self.window = Some((offset.unsigned_abs() + 1, value));
             }
+            _ if self.conditions.contains(&(value, negated)) => {}
             _ => self.conditions.push((value, negated)),
         }
     }
@@ -78,7 +92,7 @@ impl Mask {
             return;
         }
         let op = graph.def(value);
-        if op.kind == Op::Binary(Binary(BinaryKind::Add)) {
+        if op.kind == Op::Binary(Binary(BinaryKind::Add)) && self.take() {
             for operand in op.operands.clone() {
                 self.add(graph, operand, sizes);
             }
@@ -91,7 +105,7 @@ impl Mask {
                 (true, false) => Some((b, true)),
                 _ => None,
             };
-            if let Some((rest, negated)) = seen {
+            if let Some((rest, negated)) = seen.filter(|_| self.take()) {
                 self.require(graph, condition, negated, sizes);
                 return self.add(graph, rest, sizes);
             }
@@ -178,15 +192,22 @@ fn triangle(graph: &Graph, value: ValueId) -> bool {
 }
 
 /// Behind what only repeats, or puts axes of length one in front.
-fn plain(graph: &Graph, value: ValueId) -> ValueId {
-    let inner = through_expand(graph, value);
-    let op = graph.def(inner);
-    if let Op::Reshape(_) = op.kind {
-        let (from, to) = (&graph.ty(op.operands[0]).shape, &graph.ty(inner).shape);
-        let added = to.len().saturating_sub(from.len());
-        if to.ends_with(from) && to[..added].iter().all(|dim| dim.is(1)) {
-            return plain(graph, op.operands[0]);
+fn plain(graph: &Graph, mut value: ValueId) -> ValueId {
+    for _ in 0..MAX_STEPS {
+        let op = graph.def(value);
+        let repeats = match op.kind {
+            Op::Expand(_) => true,
+            Op::Reshape(_) => {
+                let (from, to) = (&graph.ty(op.operands[0]).shape, &graph.ty(value).shape);
+                let added = to.len().saturating_sub(from.len());
+                to.ends_with(from) && to[..added].iter().all(|dim| dim.is(1))
+            }
+            _ => false,
+        };
+        if !repeats {
+            break;
         }
+        value = op.operands[0];
     }
-    inner
+    value
 }

@@ -3,9 +3,12 @@
 use super::heads::{self, Heads};
 use super::mask::{self, Mask};
 use super::uniform;
-use crate::matching::plain_product;
+use crate::matching::{MAX_STEPS, only_use, plain_product, scaled};
 use lorafa_ir::ops::{Binary, BinaryKind, Dropout, MatMul, Op, Select, Softmax, Unary, UnaryKind};
 use lorafa_ir::{Graph, OpData, OpId, TensorType, ValueId};
+
+/// Ops that are looked at behind one summand of the scores: a bound for hostile input.
+const MAX_OPS: usize = 64;
 
 /// An attention as the graph spells it.
 pub(super) struct Pattern {
@@ -88,19 +91,10 @@ fn lines_up(q: &TensorType, k: &TensorType, v: &TensorType) -> bool {
         && whole(q.shape[1].known(), k.shape[1].known())
 }
 
-/// Whether an op or an output is a value's.
-fn is_read(graph: &Graph, value: ValueId) -> bool {
-    !graph.uses(value).is_empty() || graph.outputs().iter().any(|o| o.value == value)
-}
-
 /// The one op that reads a value.
 fn reader(graph: &Graph, value: ValueId) -> Result<&OpData, Why> {
-    let uses = graph.uses(value);
-    let is_output = graph.outputs().iter().any(|output| output.value == value);
-    match uses.as_slice() {
-        [one] if !is_output => Ok(graph.op(one.op)),
-        _ => Err("more than one op reads its scores or weights"),
-    }
+    let one = only_use(graph, value).ok_or("more than one op reads its scores or weights")?;
+    Ok(graph.op(one.op))
 }
 
 /// What the weights lead to.
@@ -114,7 +108,7 @@ struct Weighted {
 /// From the weights down to the product with the values.
 fn weighted(graph: &Graph, mut weights: ValueId) -> Result<Weighted, Why> {
     let mut dropout = None;
-    loop {
+    for _ in 0..MAX_OPS {
         if let Some(guarded) = guarded(graph, weights) {
             weights = guarded;
             continue;
@@ -123,7 +117,7 @@ fn weighted(graph: &Graph, mut weights: ValueId) -> Result<Weighted, Why> {
         match op.kind {
             Op::Cast(cast) if cast.to.is_float() => weights = op.results[0],
             Op::Dropout(_) if dropout.is_some() => return Err("its weights are dropped twice"),
-            Op::Dropout(_) if is_read(graph, op.results[1]) => {
+            Op::Dropout(_) if graph.is_used(op.results[1]) => {
                 return Err("who survives its dropout is read");
             }
             Op::Dropout(of) => {
@@ -145,9 +139,10 @@ fn weighted(graph: &Graph, mut weights: ValueId) -> Result<Weighted, Why> {
                     dropout,
                 });
             }
-            _ => return Err("no product with values reads its weights"),
+            _ => break,
         }
     }
+    Err("no product with values reads its weights")
 }
 
 /// `select (is_nan x), 0, x`, if nothing else reads `x`.
@@ -163,8 +158,7 @@ fn guarded(graph: &Graph, x: ValueId) -> Option<ValueId> {
             && nan(op.operands[0])
             && uniform(graph, op.operands[1]) == Some(0.0)
     })?;
-    let is_output = graph.outputs().iter().any(|output| output.value == x);
-    (uses.len() == 2 && !is_output).then_some(select.results[0])
+    (uses.len() == 2 && !graph.is_output(x)).then_some(select.results[0])
 }
 
 /// What leads from the first product to the softmax.
@@ -180,7 +174,7 @@ struct Logits {
 fn logits(graph: &Graph, mut at: ValueId) -> Result<Logits, Why> {
     let shape = graph.ty(at).shape.clone();
     let (mut scale, mut addends, mut conditions) = (1.0, Vec::new(), Vec::new());
-    loop {
+    for _ in 0..MAX_OPS {
         let op = graph.def(at);
         reader(graph, at)?;
         if graph.ty(at).shape != shape {
@@ -222,44 +216,30 @@ fn logits(graph: &Graph, mut at: ValueId) -> Result<Logits, Why> {
                 conditions.push((condition, negated));
                 at = scores;
             }
-            _ => return Err("no product of queries and keys leads to it"),
+            _ => break,
         }
     }
+    Err("no product of queries and keys leads to it")
 }
 
 /// Whether a value may be the scores: a product behind what a scaled and masked one has.
 fn leads(graph: &Graph, value: ValueId) -> bool {
-    let op = graph.def(value);
-    match &op.kind {
-        Op::MatMul(_) => op.operands.iter().all(|v| graph.ty(*v).rank() == 4),
-        Op::Cast(_) => leads(graph, op.operands[0]),
-        Op::Binary(Binary(BinaryKind::Mul | BinaryKind::Div)) => {
-            scaled(graph, value).is_some_and(|(x, _)| leads(graph, x))
+    let mut work = vec![value];
+    for _ in 0..MAX_OPS {
+        let Some(value) = work.pop() else { break };
+        let op = graph.def(value);
+        match &op.kind {
+            Op::MatMul(_) if op.operands.iter().all(|v| graph.ty(*v).rank() == 4) => return true,
+            Op::Cast(_) => work.push(op.operands[0]),
+            Op::Binary(Binary(BinaryKind::Mul | BinaryKind::Div)) => {
+                work.extend(scaled(graph, value).map(|(x, _)| x));
+            }
+            Op::Binary(Binary(BinaryKind::Add)) => work.extend(op.operands.iter().rev()),
+            Op::Select(_) => work.extend(op.operands[1..].iter().rev()),
+            _ => {}
         }
-        Op::Binary(Binary(BinaryKind::Add)) => op.operands.iter().any(|v| leads(graph, *v)),
-        Op::Select(_) => op.operands[1..].iter().any(|v| leads(graph, *v)),
-        _ => false,
     }
-}
-
-/// `x` and the number that it is multiplied by.
-fn scaled(graph: &Graph, value: ValueId) -> Option<(ValueId, f64)> {
-    let op = graph.def(value);
-    let Op::Binary(Binary(kind)) = op.kind else {
-        return None;
-    };
-    let [a, b] = [op.operands[0], op.operands[1]];
-    let number = |v: ValueId| match &graph.def(v).kind {
-        Op::Constant(constant) => constant.as_f64(),
-        _ => None,
-    };
-    let (x, factor) = match (kind, number(a), number(b)) {
-        (BinaryKind::Mul, _, Some(n)) => (a, n),
-        (BinaryKind::Mul, Some(n), _) => (b, n),
-        (BinaryKind::Div, _, Some(n)) if n != 0.0 => (a, 1.0 / n),
-        _ => return None,
-    };
-    (graph.ty(x) == graph.ty(value)).then_some((x, factor))
+    false
 }
 
 /// Queries, keys and the scale on any of them or on their product.
@@ -273,7 +253,10 @@ fn product(graph: &Graph, scores: &Logits) -> Result<(ValueId, Heads, f64), Why>
     }
     let mut scale = scores.scale;
     let mut unscaled = |mut value: ValueId| {
-        while let Some((x, factor)) = scaled(graph, value) {
+        for _ in 0..MAX_STEPS {
+            let Some((x, factor)) = scaled(graph, value) else {
+                break;
+            };
             scale *= factor;
             value = x;
         }

@@ -1,7 +1,7 @@
 //! The linear layers of a graph.
 
 use crate::attach_loss::{self, LossKind};
-use crate::matching::plain_product;
+use crate::matching::{only_use, plain_product};
 use lorafa_ir::ops::{Binary, BinaryKind, Op};
 use lorafa_ir::{Graph, OpData, OpId, OutputKind, ValueId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -118,16 +118,12 @@ fn linear(graph: &Graph, op: &OpData) -> Option<Linear> {
 
 /// The sum with a vector of weights, if nothing else reads the product.
 fn bias(graph: &Graph, product: ValueId) -> Option<(OpId, ValueId)> {
-    let uses = graph.uses(product);
-    let [only] = uses.as_slice() else {
-        return None;
-    };
+    let only = only_use(graph, product)?;
     let add = graph.op(only.op);
     let is_add = matches!(add.kind, Op::Binary(Binary(BinaryKind::Add)));
     let other = graph.param(*add.operands.get(1 - only.slot.min(1))?)?;
     let fits = is_add && other.is_weight() && other.ty.rank() == 1;
-    let output = graph.outputs().iter().any(|o| o.value == product);
-    (fits && !output).then(|| (add.id, add.results[0]))
+    fits.then(|| (add.id, add.results[0]))
 }
 
 /// Whether a layer's weight is also looked up by token or its path says that it is the output

@@ -101,8 +101,7 @@ fn member(graph: &Graph, op: &OpData, adapters: &BTreeSet<ValueId>) -> Option<(V
     let result = op.results[0];
     let width = |value: ValueId| graph.ty(value).shape.last()?.known();
     let (inner, columns) = (width(x)?, width(result)?);
-    let output = graph.outputs().iter().any(|output| output.value == result);
-    if !frozen || output || op.site.region != Region::Forward {
+    if !frozen || graph.is_output(result) || op.site.region != Region::Forward {
         return None;
     }
     let member = Member {

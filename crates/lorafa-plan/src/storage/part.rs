@@ -119,19 +119,23 @@ impl Parts {
         (value, layout): (ValueId, &Layout),
         besides: Option<(&Layout, u64)>,
     ) -> u32 {
-        let besides = besides.filter(|(over, row)| !disjoint(layout, over, *row));
-        if self.outputs[value.index()] && besides.is_none() {
-            return u32::MAX;
-        }
-        let reads = graph.uses(value).into_iter().map(|read| {
-            let reader = graph.op(read.op);
-            match view(graph, (value, layout), reader, read.slot) {
-                Some((result, layout)) => self.last_read(graph, (result, &layout), besides),
-                None if besides.is_none() => self.positions[reader.id.index()],
-                None => 0,
+        let mut last = 0;
+        let mut work = vec![(value, layout.clone(), besides)];
+        while let Some((value, layout, besides)) = work.pop() {
+            let besides = besides.filter(|(over, row)| !disjoint(&layout, over, *row));
+            if self.outputs[value.index()] && besides.is_none() {
+                return u32::MAX;
             }
-        });
-        reads.max().unwrap_or(0)
+            for read in graph.reads(value) {
+                let reader = graph.op(read.op);
+                match view(graph, (value, &layout), reader, read.slot) {
+                    Some((result, layout)) => work.push((result, layout, besides)),
+                    None if besides.is_none() => last = last.max(self.positions[read.op.index()]),
+                    None => {}
+                }
+            }
+        }
+        last
     }
 
     /// Whether what lies in a place is read, through a value or its views, after an op has run.
@@ -142,23 +146,28 @@ impl Parts {
         op: &OpData,
         (over, row): (&Layout, u64),
     ) -> bool {
-        if disjoint(layout, over, row) {
-            return false;
-        }
-        let uses = graph.uses(value);
-        let mut readers = uses.iter().map(|read| (read.slot, graph.op(read.op)));
-        self.outputs[value.index()]
-            || readers.any(|(slot, reader)| {
-                let after = self.positions[reader.id.index()] > self.positions[op.id.index()];
-                match view(graph, (value, layout), reader, slot) {
+        let mut work = vec![(value, layout.clone())];
+        while let Some((value, layout)) = work.pop() {
+            if disjoint(&layout, over, row) {
+                continue;
+            }
+            if self.outputs[value.index()] {
+                return true;
+            }
+            for read in graph.reads(value) {
+                let reader = graph.op(read.op);
+                let after = self.positions[read.op.index()] > self.positions[op.id.index()];
+                match view(graph, (value, &layout), reader, read.slot) {
                     // Its elements count from where the view is made, whether anything reads them or not.
-                    Some((_, layout)) if after => !disjoint(&layout, over, row),
-                    Some((result, layout)) => {
-                        self.read_after(graph, (result, &layout), op, (over, row))
-                    }
-                    None => after,
+                    Some((_, layout)) if after && !disjoint(&layout, over, row) => return true,
+                    Some(_) if after => {}
+                    Some(view) => work.push(view),
+                    None if after => return true,
+                    None => {}
                 }
-            })
+            }
+        }
+        false
     }
 }
 

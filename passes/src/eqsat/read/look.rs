@@ -1,8 +1,8 @@
 //! What a gradient is made of: the ops that the rules know, and the values that these read.
 
-use crate::matching::{MAX_STEPS, either, number};
+use crate::matching::{MAX_STEPS, times};
 use lorafa_ir::layout::Views;
-use lorafa_ir::ops::{BinaryKind, MatMul, Op, ReduceKind};
+use lorafa_ir::ops::{MatMul, Op, ReduceKind};
 use lorafa_ir::{Adapter, Graph, OpData, Region, ValueId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -107,20 +107,25 @@ impl<'g> Look<'g> {
     }
 
     /// Whether a value is computed as another one is.
-    fn is_again(&self, value: ValueId, of: ValueId, depth: usize) -> bool {
-        let (a, b) = (self.graph.value(value), self.graph.value(of));
-        let (x, y) = (self.graph.op(a.op), self.graph.op(b.op));
-        let drawn = matches!(x.kind, Op::Param(_) | Op::Dropout(_) | Op::Onnx(_));
-        let alike = || {
-            let operands = x.operands.iter().zip(&y.operands);
-            let shapes = x.kind == y.kind && x.operands.len() == y.operands.len();
-            !drawn && a.slot == b.slot && shapes && {
-                operands
-                    .into_iter()
-                    .all(|(a, b)| self.is_again(*a, *b, depth - 1))
+    fn is_again(&self, value: ValueId, of: ValueId) -> bool {
+        let mut alike: BTreeSet<(ValueId, ValueId)> = BTreeSet::new();
+        let mut work = vec![(value, of, 0)];
+        while let Some((value, of, depth)) = work.pop() {
+            if value == of || !alike.insert((value, of)) {
+                continue;
             }
-        };
-        value == of || depth > 0 && alike()
+            let (a, b) = (self.graph.value(value), self.graph.value(of));
+            let (x, y) = (self.graph.op(a.op), self.graph.op(b.op));
+            let drawn = matches!(x.kind, Op::Param(_) | Op::Dropout(_) | Op::Onnx(_));
+            let shapes = x.kind == y.kind && x.operands.len() == y.operands.len();
+            let few = depth < MAX_AGAIN && alike.len() <= MAX_OPS;
+            if drawn || a.slot != b.slot || !shapes || !few {
+                return false;
+            }
+            let operands = x.operands.iter().zip(&y.operands);
+            work.extend(operands.map(|(a, b)| (*a, *b, depth + 1)));
+        }
+        true
     }
 
     /// Finds what the gradient is made of.
@@ -138,7 +143,7 @@ impl<'g> Look<'g> {
             }
             let Some(form) = form(self.graph, value) else {
                 let mut inputs = self.inputs.iter();
-                let input = inputs.find(|input| self.is_again(value, **input, MAX_AGAIN));
+                let input = inputs.find(|input| self.is_again(value, **input));
                 match input {
                     Some(input) => {
                         self.again.insert(value, *input);
@@ -211,14 +216,7 @@ pub(super) fn form(graph: &Graph, value: ValueId) -> Option<Form> {
             let sum = reduce.kind == ReduceKind::Sum && !reduce.keep_dims;
             (sum && leading && rank > 2).then_some(Form::Sum)
         }
-        _ => {
-            let mut factors = either(graph, value, BinaryKind::Mul);
-            factors.find_map(|(x, by)| {
-                let by = number(graph, by).filter(|by| by.is_finite())?;
-                let alike = graph.ty(x) == graph.ty(value);
-                alike.then_some(Form::Scale(x, by))
-            })
-        }
+        _ => times(graph, value).map(|(x, by)| Form::Scale(x, by)),
     }
 }
 
