@@ -10,7 +10,7 @@ use std::sync::Arc;
 /// Adds adapters to layers.
 pub(super) struct Injector<'p, 'g> {
     patch: &'p mut Patch<'g>,
-    init_a: Init,
+    init_a: Data,
     /// The adapters' element type; the layer's if none.
     dtype: Option<DType>,
     /// A and B by the weight that they adapt: a layer that runs twice has one adapter.
@@ -19,7 +19,7 @@ pub(super) struct Injector<'p, 'g> {
 }
 
 impl<'p, 'g> Injector<'p, 'g> {
-    pub(super) fn new(patch: &'p mut Patch<'g>, init_a: Init, dtype: Option<DType>) -> Self {
+    pub(super) fn new(patch: &'p mut Patch<'g>, init_a: Data, dtype: Option<DType>) -> Self {
         let names = patch
             .graph()
             .params()
@@ -104,8 +104,13 @@ impl<'p, 'g> Injector<'p, 'g> {
         // Parameters stand where the layer's weight stands.
         let weight = self.patch.graph().value(layer.weight).op;
         self.patch.at(weight);
-        let a = self.new_param(layer, "A", dtype, [rank, layer.inputs], self.init_a)?;
-        let b = self.new_param(layer, "B", dtype, [layer.outputs, rank], Init::Zeros)?;
+        let zeros = Data::Init {
+            init: Init::Zeros,
+            seed: 0,
+        };
+        let init_a = self.init_a.clone();
+        let a = self.new_param(layer, "A", dtype, [rank, layer.inputs], init_a)?;
+        let b = self.new_param(layer, "B", dtype, [layer.outputs, rank], zeros)?;
         Ok((a, b))
     }
 
@@ -115,7 +120,7 @@ impl<'p, 'g> Injector<'p, 'g> {
         which: &str,
         dtype: DType,
         shape: [u64; 2],
-        init: Init,
+        data: Data,
     ) -> Result<ValueId, PassError> {
         let path = &layer.module;
         let name: Arc<str> = format!("base_model.model.{path}.lora_{which}.default.weight").into();
@@ -126,7 +131,7 @@ impl<'p, 'g> Injector<'p, 'g> {
         }
         let dims = shape.map(|n| Dim::Known(i64::try_from(n).unwrap_or(i64::MAX)));
         let ty = TensorType::new(dtype, dims);
-        let param = Param::new(name.clone(), Role::Trained, ty, Data::Init(init));
+        let param = Param::new(name.clone(), Role::Trained, ty, data);
         let value = self.patch.add1(Op::Param(Box::new(param)), &[])?;
         self.patch.name(value, Some(name));
         Ok(value)
