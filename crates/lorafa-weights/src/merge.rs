@@ -83,11 +83,11 @@ pub fn write(
     Ok(staged.commit()?)
 }
 
-/// Whether [`write`] would write such a graph to the folder `dir`, as far as that can be told before it is trained.
+/// Whether [`write()`] would write such a graph to the folder `dir`, as far as that can be told before it is trained.
 ///
 /// # Errors
 ///
-/// As [`write`].
+/// As [`write()`].
 pub fn check(dir: impl AsRef<Path>, graph: &Graph, values: Values<'_>) -> Result<(), SaveError> {
     check_names(graph)?;
     let adapters = adapted(graph)?;
