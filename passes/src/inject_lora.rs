@@ -24,6 +24,7 @@ use crate::pass::{Changed, Method, Pass, PassCx, PassError, PassKind};
 use adapter::Injector;
 use layers::Linear;
 use lorafa_ir::Graph;
+use lorafa_ir::ops::Data;
 
 pub use heads::in_head;
 pub use options::InjectOptions;
@@ -90,8 +91,12 @@ impl Pass for InjectLora {
             true => None,
             false => options.adapter_dtype,
         };
+        let init_a = Data::Init {
+            init: options.init_a,
+            seed: options.seed,
+        };
         let mut patch = graph.patch("inject-lora");
-        let mut injector = Injector::new(&mut patch, options.init_a, options.dropout, dtype);
+        let mut injector = Injector::new(&mut patch, init_a, options.dropout, dtype);
         for layer in &chosen {
             let (own, scale) = options.rank_and_scale(&layer.module, rank)?;
             let width = layer.inputs.min(layer.outputs);

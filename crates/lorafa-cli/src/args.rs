@@ -5,7 +5,8 @@ mod run;
 
 pub use passes::PassArgs;
 pub use run::{
-    BenchArgs, CheckArgs, DataArgs, DecayArg, HeldOut, MachineArgs, RunArgs, TrainArgs, WeightArgs,
+    BenchArgs, CheckArgs, DataArgs, DecayArg, HeldOut, MachineArgs, ResumeArg, RunArgs, TrainArgs,
+    WeightArgs,
 };
 
 use crate::optimizer::OptimizerArgs;
@@ -48,6 +49,9 @@ pub enum Command {
     /// Print the graph as text after a pass.
     Dump(Box<DumpArgs>),
     /// Train through libtorch, in exactly the memory that the report shows.
+    ///
+    /// Ctrl-C or SIGTERM saves the updates that are done, and ends with status 130; `--resume` goes on. The update under way
+    /// is finished first, unless it is between two micro-batches: then it is given up. A second signal ends at once.
     Train(Box<TrainArgs>),
     /// Run steps through libtorch, and say what they take beside what was planned.
     Bench(Box<BenchArgs>),
@@ -144,6 +148,10 @@ pub struct TrainingArgs {
     /// less is kept, and `--dtype`, `--method full` and new adapters are possible.
     #[arg(long)]
     pub differentiate: bool,
+
+    /// Seed of what is drawn: the first values of A, and in `train` dropout and the order of the data.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
 
     /// Number of sequences, for a symbolic dimension [default: 1].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..=MAX_DIM), help_heading = "Dimensions")]

@@ -521,6 +521,7 @@ fn options(args: &TrainingArgs, dims: &Dims) -> Result<Options, Error> {
         alpha: lora.alpha,
         rslora: lora.rslora,
         init_a: lora.init_a.unwrap_or(InitArg::Kaiming).into(),
+        seed: args.seed,
         targets: targets.map_err(|e| refused("--targets", &e))?,
         exclude: exclude.map_err(|e| refused("--exclude", &e))?,
         layers_to_transform: lora.layers.clone(),

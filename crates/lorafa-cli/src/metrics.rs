@@ -1,7 +1,7 @@
 //! The metrics log of a run: one JSON object a line.
 
 use lorafa_onnx::write::Staged;
-use lorafa_train::{TrainError, Update};
+use lorafa_train::{Evaluation, Progress, TrainError, Update};
 use serde::Serialize;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -17,14 +17,15 @@ pub struct Metrics {
     file: File,
 }
 
+/// The keys that transformers' `Trainer` has, too, mean what they mean there.
 #[derive(Serialize)]
 struct UpdateLine {
-    update: u64,
+    step: u64,
     epoch: f64,
     loss: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
-    gradient_norm: Option<f64>,
-    lr: f64,
+    grad_norm: Option<f64>,
+    learning_rate: f64,
     tokens: u64,
     trained_tokens: u64,
     seconds: f64,
@@ -33,19 +34,21 @@ struct UpdateLine {
 
 #[derive(Serialize)]
 struct EvaluationLine {
-    update: u64,
+    step: u64,
+    epoch: f64,
     eval_loss: f64,
 }
 
 impl Metrics {
-    /// Opens the log of a run in `folder` that goes on after `updates` updates; lines about later ones are dropped.
+    /// Opens the log of a run in `folder` that has come as far as `progress` says; lines about what came after that are
+    /// dropped.
     ///
     /// # Errors
     /// A log that cannot be read or written.
-    pub fn open(folder: &Path, updates: u64) -> Result<Self, TrainError> {
+    pub fn open(folder: &Path, progress: &Progress) -> Result<Self, TrainError> {
         let path = folder.join(NAME);
         let kept = match fs::read_to_string(&path) {
-            Ok(text) => before(&text, updates),
+            Ok(text) => before(&text, progress),
             Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
             Err(error) => return Err(failed(&path, &error)),
         };
@@ -63,11 +66,11 @@ impl Metrics {
     pub fn update(&mut self, update: &Update) -> Result<(), TrainError> {
         let seconds = update.time.as_secs_f64();
         self.line(&UpdateLine {
-            update: update.number,
+            step: update.number,
             epoch: update.epoch,
             loss: update.loss,
-            gradient_norm: update.gradient_norm,
-            lr: update.lr,
+            grad_norm: update.grad_norm,
+            learning_rate: update.lr,
             tokens: update.tokens,
             trained_tokens: update.trained_tokens,
             seconds,
@@ -79,8 +82,12 @@ impl Metrics {
     ///
     /// # Errors
     /// The line cannot be written.
-    pub fn evaluation(&mut self, update: u64, eval_loss: f64) -> Result<(), TrainError> {
-        self.line(&EvaluationLine { update, eval_loss })
+    pub fn evaluation(&mut self, evaluation: &Evaluation) -> Result<(), TrainError> {
+        self.line(&EvaluationLine {
+            step: evaluation.updates,
+            epoch: evaluation.epoch,
+            eval_loss: evaluation.loss,
+        })
     }
 
     fn line(&mut self, line: &impl Serialize) -> Result<(), TrainError> {
@@ -95,15 +102,17 @@ fn failed(path: &Path, error: &io::Error) -> TrainError {
     TrainError::Observer(format!("{}: {error}", path.display()))
 }
 
-/// The whole lines about the first `updates` updates. A line that a kill cut short is none.
-fn before(text: &str, updates: u64) -> String {
-    let number = |line: &str| {
+/// The whole lines about updates and evaluations that were done. A line that a kill cut short is none.
+fn before(text: &str, progress: &Progress) -> String {
+    let is_kept = |line: &str| {
         let line: serde_json::Value = serde_json::from_str(line).ok()?;
-        line.get("update")?.as_u64()
+        let done = match line.get("eval_loss") {
+            Some(_) => progress.evaluated,
+            None => progress.updates,
+        };
+        Some(line.get("step")?.as_u64()? <= done)
     };
-    let kept = text
-        .lines()
-        .filter(|line| number(line).is_some_and(|n| n <= updates));
+    let kept = text.lines().filter(|line| is_kept(line) == Some(true));
     kept.map(|line| format!("{line}\n")).collect()
 }
 
@@ -112,12 +121,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_of_lost_updates_go() {
-        let text = "{\"update\":1}\n{\"update\":2}\n{\"update\":2,\"eval_loss\":1.0}\n{\"update\":3}\n{\"upd";
-        assert_eq!(
-            before(text, 2),
-            "{\"update\":1}\n{\"update\":2}\n{\"update\":2,\"eval_loss\":1.0}\n"
-        );
-        assert_eq!(before(text, 0), "");
+    fn lines_of_what_was_lost_go() {
+        let text = "{\"step\":1}\n{\"step\":1,\"eval_loss\":1.0}\n{\"step\":2}\n\
+                    {\"step\":2,\"eval_loss\":1.0}\n{\"step\":3}\n{\"st";
+        let kept = |updates, evaluated| {
+            let progress = Progress {
+                updates,
+                evaluated,
+                ..Progress::default()
+            };
+            before(text, &progress)
+        };
+        assert_eq!(kept(2, 2), text[..text.find("{\"step\":3}").unwrap()]);
+        // The checkpoint was written before it was evaluated.
+        let not_evaluated = text.find("{\"step\":2,").unwrap();
+        assert_eq!(kept(2, 1), text[..not_evaluated]);
+        assert_eq!(kept(0, 0), "");
     }
 }

@@ -55,6 +55,7 @@ pub struct OptimizerArgs {
 #[allow(missing_docs)]
 pub enum OptimizerArg {
     Adamw,
+    #[value(alias = "lora-fa")]
     Lorafa,
 }
 

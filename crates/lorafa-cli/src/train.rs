@@ -1,6 +1,6 @@
 //! `lorafa-opt train`: from a model, data and weights to a trained adapter.
 
-use crate::args::{DataArgs, DecayArg, HeldOut, TrainArgs};
+use crate::args::{DataArgs, DecayArg, HeldOut, ResumeArg, TrainArgs};
 use crate::artifacts;
 use crate::compile::{self, Single};
 use crate::error::Error;
@@ -16,13 +16,13 @@ use lorafa_ir::Graph;
 use lorafa_onnx::external::ExternalStore;
 use lorafa_passes::attach_loss::LossKind;
 use lorafa_train::{
-    Checkpoints, Decay, Identity, Outcome, Schedule, Settings, TrainError, Trainer, digest, inputs,
-    trained_values, weights_digest,
+    Checkpoints, Decay, Identity, Outcome, Schedule, Settings, State, TrainError, Trainer, digest,
+    inputs, trained_values, weights_digest,
 };
 use lorafa_weights::merge::MAX_SHARD_BYTES;
-use lorafa_weights::{Values, merge, peft};
+use lorafa_weights::{Values, merge, peft, side_files};
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Folders of results in the `--save` folder.
@@ -40,7 +40,7 @@ pub fn train(args: &TrainArgs, out: &mut dyn Write) -> Result<(), Error> {
     let (model, training) = (&opened.model, &opened.training);
     let mut single = compile::single(model, training)?;
     let spec = inputs::spec(&single.step.graph, single.loss.map(task))?;
-    let checkpoints = Checkpoints::new(&args.save, args.keep as usize);
+    let checkpoints = Checkpoints::new(&args.save, args.keep as usize, args.keep_best);
     let latest = checkpoints.latest()?;
     refuse_to_mix(args, latest.as_deref())?;
 
@@ -54,9 +54,10 @@ pub fn train(args: &TrainArgs, out: &mut dyn Write) -> Result<(), Error> {
         checkpoint,
         &store,
     )?;
+    check_results(args, &single.step.graph, &store)?;
     let device = machine::open(&args.machine.device)?;
     machine::check_fits(&args.machine, device, model, training, &single)?;
-    let (train, eval) = data(&args.data, &spec, args.run.seed)?;
+    let (train, eval) = data(&args.data, &spec, args.training.seed)?;
     let plan = &single.step.plan;
     let shuffle = !args.data.no_shuffle;
     let identity = Identity {
@@ -65,16 +66,17 @@ pub fn train(args: &TrainArgs, out: &mut dyn Write) -> Result<(), Error> {
         weights: weights_digest(&single.step.graph, &store)?,
         arena: plan.arena_bytes(),
         data: train.digest(),
-        seed: shuffle.then_some(args.run.seed),
+        seed: args.training.seed,
+        shuffled: shuffle,
         accumulate: accumulate(args),
     };
     let batch = spec.batch as usize;
-    let sampler = Sampler::new(train.len(), batch, args.run.seed, shuffle)?;
+    let sampler = Sampler::new(train.len(), batch, args.training.seed, shuffle)?;
     let settings = settings(args, &sampler);
-    let progress = latest
+    let state = latest
         .as_ref()
-        .map(|path| checkpoints.progress(path, &identity));
-    let progress = progress.transpose()?.unwrap_or_default();
+        .map(|path| checkpoints.state(path, &identity));
+    let state = state.transpose()?;
     let _claimed = checkpoints.claim()?;
     if checkpoints.latest()? != latest {
         // Another run has written there in the meantime.
@@ -88,13 +90,23 @@ pub fn train(args: &TrainArgs, out: &mut dyn Write) -> Result<(), Error> {
     lorafa_exec::write_inverses(&mut program)?;
     if let Some(path) = &latest {
         checkpoints.restore(path, &graph, &mut program)?;
-        let path = path.display();
-        say(
-            out,
-            &format!("going on from {path}, update {}\n", progress.updates),
-        )?;
     }
-    let metrics = Metrics::open(&args.save, progress.updates)?;
+    let going_on = going_on(latest.as_deref(), state.as_ref(), &settings);
+    say(out, &going_on)?;
+    let mut progress = state.map(|state| state.progress).unwrap_or_default();
+    if args.keep_best
+        && let Some(best) = progress.best
+        && !checkpoints.path(best.updates).exists()
+    {
+        progress.best = None;
+        let updates = best.updates;
+        let gone = format!(
+            "warning: the checkpoint of update {updates}, whose evaluation loss is the lowest, was not kept: --keep-best \
+             counts from here\n"
+        );
+        say(out, &gone)?;
+    }
+    let metrics = Metrics::open(&args.save, &progress)?;
     let (total, done) = (settings.schedule.total, progress.updates);
     let mut watch = Watch::new(metrics, total, done, args.run.log_every, plan.arena_bytes());
     let mut trainer = Trainer {
@@ -108,9 +120,10 @@ pub fn train(args: &TrainArgs, out: &mut dyn Write) -> Result<(), Error> {
         store: &store,
         checkpoints: &checkpoints,
         identity: &identity,
+        first_step: first_step(args.training.seed),
         info: info(args, spec.task),
     };
-    let outcome = trainer.run(progress, &mut watch);
+    let outcome = trainer.run(&mut progress, &mut watch);
     watch.finish();
     if outcome? == Outcome::Stopped {
         return Err(Error::Interrupted(format!(
@@ -118,18 +131,81 @@ pub fn train(args: &TrainArgs, out: &mut dyn Write) -> Result<(), Error> {
             args.save.display()
         )));
     }
+    if let Some(best) = progress.best {
+        let path = checkpoints.path(best.updates);
+        let (updates, loss) = (best.updates, best.loss);
+        say(
+            out,
+            &format!("the lowest evaluation loss is {loss:.4}, at update {updates}\n"),
+        )?;
+        if args.load_best_at_end {
+            checkpoints.restore(&path, &graph, &mut program)?;
+            say(out, &format!("what is written is of {}\n", path.display()))?;
+        }
+    }
     save(args, spec.task, &graph, &program, &store, out)
+}
+
+/// From where a run goes on, and what of the schedule is not what it was.
+fn going_on(latest: Option<&Path>, state: Option<&State>, settings: &Settings) -> String {
+    let (Some(path), Some(state)) = (latest, state) else {
+        return String::new();
+    };
+    let (path, updates) = (path.display(), state.progress.updates);
+    let mut text = format!("going on from {path}, update {updates}\n");
+    let differs = settings.schedule.differs(&state.schedule);
+    if !differs.is_empty() {
+        let differs = differs.join("; ");
+        text.push_str(&format!("warning: the schedule differs: {differs}\n"));
+    }
+    text
+}
+
+/// What dropout's count of steps begins with: far from that of other seeds, and zero for seed 0.
+fn first_step(seed: u64) -> u64 {
+    // Fibonacci hashing.
+    seed.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+/// Makes sure before the first step that what is trained can be written.
+fn check_results(args: &TrainArgs, graph: &Graph, store: &ExternalStore) -> Result<(), Error> {
+    let adapted = !graph.adapters().is_empty();
+    if adapted {
+        peft::check(args.save.join(ADAPTER), graph)?;
+    }
+    if args.merge || !adapted {
+        let values = Values {
+            store,
+            trained: None,
+        };
+        merge::check(args.save.join(MERGED), graph, values)?;
+    }
+    Ok(())
+}
+
+/// The files that go with a whole model: of the folders of weights and tokenizer.
+fn beside(args: &TrainArgs) -> Vec<PathBuf> {
+    let folder = |path: &Option<PathBuf>| {
+        let path = path.clone()?;
+        match path.is_dir() {
+            true => Some(path),
+            false => path.parent().map(Path::to_owned),
+        }
+    };
+    let weights = folder(&args.machine.weights.weights);
+    let tokenizer = folder(&args.data.tokenizer);
+    side_files::of(weights.as_deref(), tokenizer.as_deref())
 }
 
 /// Refuses to mix a new run with an old one's checkpoints, and to go on where there are none.
 fn refuse_to_mix(args: &TrainArgs, latest: Option<&Path>) -> Result<(), Error> {
     match (latest, args.resume) {
-        (Some(latest), false) => Err(Error::Args(format!(
+        (Some(latest), None) => Err(Error::Args(format!(
             "{} is a checkpoint of another run: go on with it with --resume, or choose another --save folder",
             latest.display()
         ))),
-        (None, true) => Err(Error::Args(format!(
-            "--resume: there is no checkpoint in {}",
+        (None, Some(ResumeArg::Last)) => Err(Error::Args(format!(
+            "--resume: there is no checkpoint in {}; --resume=auto begins",
             args.save.display()
         ))),
         _ => Ok(()),
@@ -275,6 +351,7 @@ fn settings(args: &TrainArgs, sampler: &Sampler) -> Settings {
         accumulate,
         eval_every: args.data.eval_every,
         save_every: args.save_every,
+        patience: args.data.patience,
         check: args.machine.check(),
     }
 }
@@ -305,7 +382,7 @@ fn info(args: &TrainArgs, task: Task) -> peft::Info<'_> {
             Task::TokenCls => LossKind::TokenCls,
             Task::Seq2Seq => LossKind::Seq2Seq,
         }),
-        dropout: 0.0,
+        rslora: args.training.lora.rslora,
     }
 }
 
@@ -334,8 +411,15 @@ fn save(
     }
     if args.merge || !adapted {
         let path = args.save.join(MERGED);
-        merge::write(&path, graph, values, MAX_SHARD_BYTES)?;
-        say(out, &format!("wrote {}, the whole model\n", path.display()))?;
+        merge::write(&path, graph, values, MAX_SHARD_BYTES, &beside(args))?;
+        let lacks = match path.join("config.json").exists() {
+            true => "",
+            false => {
+                "; no config.json was found beside --weights or --tokenizer, which from_pretrained needs"
+            }
+        };
+        let path = path.display();
+        say(out, &format!("wrote {path}, the whole model{lacks}\n"))?;
     }
     Ok(())
 }

@@ -4,7 +4,7 @@ use crate::error::INTERRUPTED;
 use crate::metrics::Metrics;
 use crate::units;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use lorafa_train::{Observer, TrainError, Update};
+use lorafa_train::{Evaluation, Observer, TrainError, Update};
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
@@ -70,7 +70,7 @@ fn catch_interrupts() -> Arc<AtomicBool> {
         if raised.swap(true, Ordering::SeqCst) {
             std::process::exit(i32::from(INTERRUPTED));
         }
-        note("\nfinishing this update and saving; Ctrl-C again ends at once");
+        note("\nsaving the updates that are done; a second Ctrl-C or SIGTERM ends at once");
     });
     flag
 }
@@ -96,9 +96,10 @@ impl Observer for Watch {
         Ok(())
     }
 
-    fn evaluated(&mut self, updates: u64, loss: f64) -> Result<(), TrainError> {
+    fn evaluated(&mut self, evaluation: &Evaluation) -> Result<(), TrainError> {
+        let Evaluation { updates, loss, .. } = evaluation;
         self.say(&format!("update {updates}: evaluation loss {loss:.4}"));
-        self.metrics.evaluation(updates, loss)
+        self.metrics.evaluation(evaluation)
     }
 
     fn saved(&mut self, updates: u64, path: &Path) -> Result<(), TrainError> {

@@ -3,6 +3,7 @@
 use lorafa_data::DataError;
 #[cfg(feature = "torch")]
 use lorafa_exec::ExecError;
+use lorafa_onnx::write::WriteError;
 use lorafa_weights::atomic_dir::StageError;
 use lorafa_weights::{SaveError, WeightsError};
 use std::io;
@@ -29,6 +30,9 @@ pub enum TrainError {
     /// A checkpoint cannot be written.
     #[error(transparent)]
     Stage(#[from] StageError),
+    /// A checkpoint cannot be changed.
+    #[error(transparent)]
+    Record(WriteError),
     /// The step cannot be run.
     #[cfg(feature = "torch")]
     #[error(transparent)]
@@ -77,6 +81,9 @@ pub enum TrainError {
         /// The last checkpoint.
         last: Option<PathBuf>,
     },
+    /// What watches the run wants it to stop, and an update is under way.
+    #[error("the run was stopped within an update")]
+    Stopped,
     /// What watches the run refused to go on.
     #[error("{0}")]
     Observer(String),

@@ -28,12 +28,12 @@ pub mod trainer;
 #[cfg(feature = "torch")]
 pub mod update;
 
-pub use checkpoint::{Checkpoints, Identity, Progress, digest, weights_digest};
+pub use checkpoint::{Best, Checkpoints, Identity, Progress, State, digest, weights_digest};
 pub use error::TrainError;
 pub use schedule::{Decay, Schedule};
 #[cfg(feature = "torch")]
 pub use store::trained_values;
 #[cfg(feature = "torch")]
-pub use trainer::{Observer, Outcome, Settings, Trainer, Update};
+pub use trainer::{Evaluation, Observer, Outcome, Settings, Trainer, Update};
 #[cfg(feature = "torch")]
 pub use update::Check;

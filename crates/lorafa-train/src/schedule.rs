@@ -1,7 +1,11 @@
 //! Learning rates over a run, by the formulas of Hugging Face's `get_scheduler`.
 
+use serde::{Deserialize, Serialize};
+use std::fmt::Display;
+
 /// How the learning rate goes on after the warm-up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Decay {
     /// It stays.
     Constant,
@@ -11,8 +15,20 @@ pub enum Decay {
     Cosine,
 }
 
+impl Decay {
+    /// Its name on the command line.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Decay::Constant => "constant",
+            Decay::Linear => "linear",
+            Decay::Cosine => "cosine",
+        }
+    }
+}
+
 /// The learning rate of every update of a run.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Schedule {
     /// After the warm-up.
     pub decay: Decay,
@@ -42,6 +58,29 @@ impl Schedule {
             }
         };
         self.lr * factor
+    }
+
+    /// What of it another one has otherwise, in words.
+    #[must_use]
+    pub fn differs(&self, other: &Schedule) -> Vec<String> {
+        let line = |what: &str, theirs: &dyn Display, ours: &dyn Display| {
+            format!("{what} was {theirs} and is {ours}")
+        };
+        let mut found = Vec::new();
+        if self.lr != other.lr {
+            found.push(line("--lr", &other.lr, &self.lr));
+        }
+        if self.decay != other.decay {
+            let (theirs, ours) = (other.decay.name(), self.decay.name());
+            found.push(line("--schedule", &theirs, &ours));
+        }
+        if self.warmup != other.warmup {
+            found.push(line("--warmup", &other.warmup, &self.warmup));
+        }
+        if self.total != other.total {
+            found.push(line("the number of updates", &other.total, &self.total));
+        }
+        found
     }
 }
 

@@ -1,6 +1,6 @@
 //! What a checkpoint takes from a step's memory and gives back to it.
 
-use crate::checkpoint::{Checkpoints, FORMAT, Identity, PREFIX, Progress, STATE, State};
+use crate::checkpoint::{Checkpoints, STATE, State};
 use crate::error::TrainError;
 use lorafa_exec::Program;
 use lorafa_ir::ops::Role;
@@ -10,7 +10,7 @@ use lorafa_onnx::external::ExternalStore;
 use lorafa_weights::atomic_dir::StagedDir;
 use lorafa_weights::safetensors_file::{self, Entry};
 use lorafa_weights::shards::Shards;
-use lorafa_weights::{SaveError, Trained, Values, peft};
+use lorafa_weights::{Trained, Values, peft};
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
 use std::fs;
@@ -98,8 +98,7 @@ impl Checkpoints {
         graph: &Graph,
         program: &Program,
         store: &ExternalStore,
-        identity: &Identity,
-        progress: &Progress,
+        state: &State,
         info: peft::Info<'_>,
     ) -> Result<PathBuf, TrainError> {
         let failed = |error| TrainError::Folder {
@@ -107,12 +106,12 @@ impl Checkpoints {
             error,
         };
         fs::create_dir_all(&self.folder).map_err(failed)?;
-        let path = self.folder.join(format!("{PREFIX}{}", progress.updates));
+        let path = self.path(state.progress.updates);
         let staged = StagedDir::new(&path, |_| true)?;
         for part in Part::ALL {
             if let Some((name, value)) = write(part, graph, program, &staged)? {
                 return Err(TrainError::NotFinite {
-                    update: progress.updates,
+                    update: state.progress.updates,
                     what: format!("parameter `{name}`"),
                     value,
                     last: self.latest()?,
@@ -127,20 +126,13 @@ impl Checkpoints {
             };
             peft::stage(&staged, graph, values, info)?;
         }
-        let state = State {
-            format: FORMAT,
-            identity: identity.clone(),
-            progress: progress.clone(),
-        };
-        let mut json = serde_json::to_vec_pretty(&state).map_err(SaveError::Json)?;
-        json.push(b'\n');
-        staged.file(STATE, &json)?;
+        staged.file(STATE, &state.json()?)?;
         staged.commit()?;
-        self.prune()?;
+        self.prune(&state.progress)?;
         Ok(path)
     }
 
-    /// Brings a step's memory to where a checkpoint was taken, which [`progress`](Self::progress) has found to be of this
+    /// Brings a step's memory to where a checkpoint was taken, which [`state`](Self::state) has found to be of this
     /// run.
     ///
     /// # Errors

@@ -63,7 +63,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         &graph,
         values,
         merge::MAX_SHARD_BYTES,
+        &[],
     )?;
-    merge::write(folder.join("sharded"), &graph, values, SHARD_BYTES)?;
+    merge::write(folder.join("sharded"), &graph, values, SHARD_BYTES, &[])?;
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! A folder written whole or not at all.
 
+use crate::side_files;
 use lorafa_onnx::file::folder_of;
 use lorafa_onnx::write::{is_temporary, temporary};
 use std::fs::{self, File, OpenOptions};
@@ -23,7 +24,7 @@ pub struct StagedDir {
 
 impl StagedDir {
     /// Makes an empty folder next to `target`, which either is not there, is empty, or is a folder whose entries all have
-    /// names of `ours`: anything else is not ours to replace.
+    /// names of `ours` or are [side files](side_files): anything else is not ours to replace.
     ///
     /// # Errors
     ///
@@ -43,6 +44,17 @@ impl StagedDir {
             staging,
             ours,
         })
+    }
+
+    /// Whether [`StagedDir::new`] would take `target`, whose parent need not be there yet.
+    ///
+    /// # Errors
+    ///
+    /// [`StageError`], which names `target`.
+    pub fn check(target: impl AsRef<Path>, ours: Ours) -> Result<(), StageError> {
+        let target = target.as_ref();
+        let resolved = target.canonicalize().unwrap_or_else(|_| target.to_owned());
+        check_replaceable(&resolved, ours).map_err(|kind| fail(target, kind))
     }
 
     /// Writes a file, and to the disk.
@@ -74,6 +86,25 @@ impl StagedDir {
         }
     }
 
+    /// Copies the side files of the folder that is to be replaced, but for those that were written anew.
+    fn keep_side_files(&self) -> Result<(), StageError> {
+        if !self.target.is_dir() {
+            return Ok(());
+        }
+        let failed = |error| fail(&self.target, StageErrorKind::Io(error));
+        for entry in fs::read_dir(&self.target).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            let Some(name) = name.to_str().filter(|name| !(self.ours)(name)) else {
+                continue;
+            };
+            if side_files::is(name) && !self.staging.join(name).exists() {
+                let bytes = fs::read(self.target.join(name)).map_err(failed)?;
+                self.file(name, &bytes)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Gives the folder its name. At every moment the name stands for the whole old folder or the whole new one; on a file
     /// system that cannot exchange two names, for neither during the moment between two renames.
     ///
@@ -83,6 +114,7 @@ impl StagedDir {
     pub fn commit(self) -> Result<(), StageError> {
         let failed = |kind| fail(&self.target, kind);
         check_replaceable(&self.target, self.ours).map_err(failed)?;
+        self.keep_side_files()?;
         let place = || {
             sync(&self.staging)?;
             match self.target.exists() {
@@ -237,7 +269,8 @@ fn check_replaceable(target: &Path, ours: Ours) -> Result<(), StageErrorKind> {
         let entry = entry.map_err(StageErrorKind::Io)?;
         let name = entry.file_name().to_string_lossy().into_owned();
         // The first by name, whatever order the file system has.
-        if !ours(&name) && foreign.as_ref().is_none_or(|other| name < *other) {
+        let is_side_file = side_files::is(&name) && entry.path().is_file();
+        if !ours(&name) && !is_side_file && foreign.as_ref().is_none_or(|other| name < *other) {
             foreign = Some(name);
         }
     }

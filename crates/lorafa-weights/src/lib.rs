@@ -14,6 +14,7 @@
 //! | know how names are matched, or handle another spelling | [`mod@bind`], [`names`] |
 //! | read or write adapters, or one more field of their configuration | [`peft`] |
 //! | write a model with its adapters merged | [`merge`] |
+//! | know which files go with weights, and which stay when a folder is replaced | [`side_files`] |
 //! | write any folder whole or not at all, any safetensors file piece by piece | [`atomic_dir`], [`safetensors_file`] |
 //! | change a message | [`error`] |
 //!
@@ -42,6 +43,7 @@ mod ort_checkpoint;
 pub mod peft;
 pub mod safetensors_file;
 pub mod shards;
+pub mod side_files;
 mod values;
 mod weight;
 

@@ -7,6 +7,7 @@ use crate::error::SaveError;
 use crate::names;
 use crate::safetensors_file::{self, Entry};
 use crate::shards::{INDEX, SINGLE};
+use crate::side_files;
 use crate::values::Values;
 use crate::weight::{self, Layout, Weights};
 use bytes::Bytes;
@@ -14,7 +15,7 @@ use lorafa_ir::ops::Param;
 use lorafa_ir::{DType, Graph, ValueId};
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The largest file that is written, in bytes: Hugging Face's 5 GB.
 pub const MAX_SHARD_BYTES: u64 = 5_000_000_000;
@@ -32,10 +33,11 @@ struct Merged<'g> {
 
 /// Writes the weights of `graph`, adapters merged into them, to the folder `dir`, whole or not at all: `model.safetensors`,
 /// or files of at most `max_shard_bytes` (or one tensor, if that is larger) and their index. A folder that is there is
-/// replaced if it holds such files and nothing else.
+/// replaced if it holds such files and [side files](crate::side_files) only.
 ///
 /// Products are taken in f32 and rounded once, to the weight's own element type. Other weights are copied. A weight that
 /// modules share is written once, under the name that Hugging Face saves it by. One tensor is in memory at a time.
+/// `side_files` are copied as they are.
 ///
 /// # Errors
 ///
@@ -46,11 +48,9 @@ pub fn write(
     graph: &Graph,
     values: Values<'_>,
     max_shard_bytes: u64,
+    side_files: &[PathBuf],
 ) -> Result<(), SaveError> {
-    let nameless = names::nameless(graph);
-    if !nameless.is_empty() {
-        return Err(SaveError::Nameless(nameless));
-    }
+    check_names(graph)?;
     let adapters = adapted(graph)?;
     let tensors = tensors(graph, &adapters, values)?;
     let shards = shards(&tensors, max_shard_bytes);
@@ -79,7 +79,34 @@ pub fn write(
         json.push(b'\n');
         staged.file(INDEX, &json)?;
     }
+    side_files::copy(side_files, &staged)?;
     Ok(staged.commit()?)
+}
+
+/// Whether [`write()`] would write such a graph to the folder `dir`, as far as that can be told before it is trained.
+///
+/// # Errors
+///
+/// As [`write()`].
+pub fn check(dir: impl AsRef<Path>, graph: &Graph, values: Values<'_>) -> Result<(), SaveError> {
+    check_names(graph)?;
+    let adapters = adapted(graph)?;
+    for Merged { entry, adapter, .. } in tensors(graph, &adapters, values)? {
+        if let Some((adapter, _)) = adapter
+            && from_f32(entry.dtype, &[]).is_none()
+        {
+            return Err(not_float(adapter, entry.dtype));
+        }
+    }
+    Ok(StagedDir::check(dir, ours)?)
+}
+
+fn check_names(graph: &Graph) -> Result<(), SaveError> {
+    let nameless = names::nameless(graph);
+    match nameless.is_empty() {
+        true => Ok(()),
+        false => Err(SaveError::Nameless(nameless)),
+    }
 }
 
 /// Whether a file is one that [`write`] makes.
@@ -283,6 +310,10 @@ mod tests {
     #[test]
     fn our_files_and_no_others() {
         assert!(ours(SINGLE) && ours(INDEX) && ours("model-00001-of-00002.safetensors"));
-        assert!(!ours("config.json") && !ours("model-final.safetensors"));
+        assert!(
+            !ours("config.json")
+                && side_files::is("config.json")
+                && !ours("model-final.safetensors")
+        );
     }
 }

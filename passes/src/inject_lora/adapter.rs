@@ -10,7 +10,7 @@ use std::sync::Arc;
 /// Adds adapters to layers.
 pub(super) struct Injector<'p, 'g> {
     patch: &'p mut Patch<'g>,
-    init_a: Init,
+    init_a: Data,
     /// What each adapter drops of its input.
     dropout: Scalar,
     /// The seed of the next dropout, which no other has.
@@ -25,7 +25,7 @@ pub(super) struct Injector<'p, 'g> {
 impl<'p, 'g> Injector<'p, 'g> {
     pub(super) fn new(
         patch: &'p mut Patch<'g>,
-        init_a: Init,
+        init_a: Data,
         dropout: f64,
         dtype: Option<DType>,
     ) -> Self {
@@ -128,8 +128,13 @@ impl<'p, 'g> Injector<'p, 'g> {
         // Parameters stand where the layer's weight stands.
         let weight = self.patch.graph().value(layer.weight).op;
         self.patch.at(weight);
-        let a = self.new_param(layer, "A", dtype, [rank, layer.inputs], self.init_a)?;
-        let b = self.new_param(layer, "B", dtype, [layer.outputs, rank], Init::Zeros)?;
+        let zeros = Data::Init {
+            init: Init::Zeros,
+            seed: 0,
+        };
+        let init_a = self.init_a.clone();
+        let a = self.new_param(layer, "A", dtype, [rank, layer.inputs], init_a)?;
+        let b = self.new_param(layer, "B", dtype, [layer.outputs, rank], zeros)?;
         Ok((a, b))
     }
 
@@ -139,7 +144,7 @@ impl<'p, 'g> Injector<'p, 'g> {
         which: &str,
         dtype: DType,
         shape: [u64; 2],
-        init: Init,
+        data: Data,
     ) -> Result<ValueId, PassError> {
         let path = &layer.module;
         let name: Arc<str> = format!("base_model.model.{path}.lora_{which}.default.weight").into();
@@ -150,7 +155,7 @@ impl<'p, 'g> Injector<'p, 'g> {
         }
         let dims = shape.map(|n| Dim::Known(i64::try_from(n).unwrap_or(i64::MAX)));
         let ty = TensorType::new(dtype, dims);
-        let param = Param::new(name.clone(), Role::Trained, ty, Data::Init(init));
+        let param = Param::new(name.clone(), Role::Trained, ty, data);
         let value = self.patch.add1(Op::Param(Box::new(param)), &[])?;
         self.patch.name(value, Some(name));
         Ok(value)

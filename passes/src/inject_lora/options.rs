@@ -20,6 +20,8 @@ pub struct InjectOptions {
     pub rslora: bool,
     /// The first values of A; those of B are zero.
     pub init_a: Init,
+    /// The seed of these.
+    pub seed: u64,
     /// The layers to adapt.
     pub targets: Targets,
     /// Of those, the layers not to adapt.
@@ -43,6 +45,7 @@ impl Default for InjectOptions {
             alpha: None,
             rslora: false,
             init_a: Init::Kaiming,
+            seed: 0,
             targets: Targets::AllLinear,
             exclude: None,
             layers_to_transform: Vec::new(),

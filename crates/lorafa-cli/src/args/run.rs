@@ -31,9 +31,10 @@ pub struct TrainArgs {
     #[arg(long, value_name = "DIR", help_heading = "Results")]
     pub save: PathBuf,
 
-    /// Go on from the last checkpoint in the --save folder, bit for bit.
-    #[arg(long, help_heading = "Results")]
-    pub resume: bool,
+    /// Go on from the last checkpoint in the --save folder, bit for bit if the schedule stays the same;
+    /// `--resume=auto` begins where there is none.
+    #[arg(long, value_enum, value_name = "last|auto", num_args = 0..=1, require_equals = true, default_missing_value = "last", hide_possible_values = true, help_heading = "Results")]
+    pub resume: Option<ResumeArg>,
 
     /// Updates between checkpoints [default: at the end only].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), help_heading = "Results")]
@@ -43,6 +44,14 @@ pub struct TrainArgs {
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..), help_heading = "Results")]
     pub keep: u64,
 
+    /// Keep the checkpoint of the lowest loss in evaluation, too.
+    #[arg(long, requires = "evaluation", help_heading = "Results")]
+    pub keep_best: bool,
+
+    /// Write the adapter or model of that checkpoint at the end, not of the last update.
+    #[arg(long, requires = "keep_best", help_heading = "Results")]
+    pub load_best_at_end: bool,
+
     /// Write the whole model with the adapters added to its weights, too.
     #[arg(long, help_heading = "Results")]
     pub merge: bool,
@@ -50,6 +59,15 @@ pub struct TrainArgs {
     /// What the adapter's configuration calls the base model [default: the --weights folder].
     #[arg(long, value_name = "NAME", help_heading = "Results")]
     pub base_model: Option<String>,
+}
+
+/// What to do about the checkpoints of the --save folder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ResumeArg {
+    /// Go on from the last one.
+    Last,
+    /// Go on from the last one, or begin if there is none.
+    Auto,
 }
 
 /// What to train on.
@@ -83,16 +101,20 @@ pub struct DataArgs {
     pub skip_bad: bool,
 
     /// Examples to evaluate on and not to train on: a number, or a share such as 0.05.
-    #[arg(long, value_name = "X", value_parser = held_out, conflicts_with = "eval_data")]
+    #[arg(long, value_name = "X", value_parser = held_out, conflicts_with = "eval_data", group = "evaluation")]
     pub eval_split: Option<HeldOut>,
 
     /// Data to evaluate on, in the same forms. May be repeated.
-    #[arg(long, value_name = "FILE", num_args = 1..)]
+    #[arg(long, value_name = "FILE", num_args = 1.., group = "evaluation")]
     pub eval_data: Vec<PathBuf>,
 
     /// Updates between evaluations [default: at the end only].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub eval_every: Option<u64>,
+
+    /// Stop after so many evaluations in a row that had no lower loss than one before.
+    #[arg(long, value_name = "N", requires_all = ["evaluation", "eval_every"], value_parser = clap::value_parser!(u64).range(1..))]
+    pub patience: Option<u64>,
 
     /// Take the rows in the order of the files.
     #[arg(long)]
@@ -131,10 +153,6 @@ pub struct RunArgs {
     /// Updates over which the learning rate rises from zero.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub warmup: u64,
-
-    /// Seed of the order of the data.
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub seed: u64,
 
     /// Updates between lines of the log.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]

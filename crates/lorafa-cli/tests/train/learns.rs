@@ -47,14 +47,14 @@ fn llama_from_text() {
             1e-9,
         );
         close(
-            line["lr"].as_f64().unwrap(),
+            line["learning_rate"].as_f64().unwrap(),
             2e-2 * (1.0 - i as f64 / 24.0),
             1e-9,
         );
         let count = |key: &str| line[key].as_u64().unwrap();
         assert!(0 < count("trained_tokens") && count("trained_tokens") < count("tokens"));
         assert!(line["seconds"].as_f64().unwrap() > 0.0);
-        assert_eq!(line.get("gradient_norm"), None);
+        assert_eq!(line.get("grad_norm"), None);
     }
 }
 
@@ -85,7 +85,7 @@ fn evaluation_is_of_what_is_held_out() {
     let lines = metrics(&job, "save");
     let at = |line: &Value| {
         line.get("eval_loss")
-            .map(|_| line["update"].as_u64().unwrap())
+            .map(|_| line["step"].as_u64().unwrap())
     };
     assert_eq!(lines.iter().filter_map(at).collect::<Vec<_>>(), [3, 6, 8]);
     done(&job, &run("--eval-split 4 --save plain"));
@@ -115,7 +115,7 @@ fn llama_from_prompts_and_completions_with_pefts_optimizer() {
         &learns(
             LLAMA,
             "completion.jsonl",
-            "--optimizer lorafa --epochs 2 --lr 2e-2",
+            "--optimizer lora-fa --epochs 2 --lr 2e-2",
             0.1,
         ),
         14,
@@ -163,7 +163,7 @@ fn gpt2_with_accumulation_and_clipping() {
     assert!(
         lines
             .iter()
-            .all(|line| line["gradient_norm"].as_f64().unwrap() > 0.0)
+            .all(|line| line["grad_norm"].as_f64().unwrap() > 0.0)
     );
 }
 

@@ -10,6 +10,7 @@ mod gradients;
 mod learns;
 mod ort;
 mod refused;
+mod results;
 #[cfg(target_os = "linux")]
 mod resume;
 
@@ -121,7 +122,7 @@ fn losses(job: &Job, save: &str) -> Vec<f64> {
         .filter(|line| line.get("loss").is_some())
         .collect();
     for (i, line) in updates.iter().enumerate() {
-        assert_eq!(line["update"], i as u64 + 1);
+        assert_eq!(line["step"], i as u64 + 1);
     }
     updates
         .iter()

@@ -210,7 +210,7 @@ fn a_checkpoint_of_another_run_is_refused_with_what_differs() {
             LLAMA,
             "text.jsonl",
             "--no-shuffle",
-            &["--seed 0", "no shuffling"],
+            &["takes the data shuffled", "in order"],
         ),
         (
             LLAMA,

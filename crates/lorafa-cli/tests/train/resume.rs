@@ -153,6 +153,102 @@ fn a_run_that_nobody_listens_to_any_more_saves_all_the_same() {
     assert_eq!(losses(&job, "save").len(), 300);
 }
 
+/// A checkpoint is written before it is evaluated: a run that ends in between evaluates when it goes on.
+#[test]
+fn the_last_evaluation_is_not_lost() {
+    let job = Job::new();
+    let flags = "--eval-split 4 --eval-every 2 --max-steps 4 --lr 1e-2";
+    let args = train(LLAMA, "text.jsonl", flags);
+    done(&job, &args);
+    let read = |file: &str| fs::read(job.path("save").join(file)).unwrap();
+    let (log, state) = (metrics(&job, "save"), read("checkpoint-4/state.json"));
+    let mut before: Value = serde_json::from_slice(&state).unwrap();
+    assert_eq!(before["progress"]["evaluated"], 4);
+    before["progress"]["evaluated"] = 2.into();
+    before["progress"]["best"] = Value::Null;
+    fs::write(job.path("save/checkpoint-4/state.json"), before.to_string()).unwrap();
+    let resume = [&args[..], &["--resume".to_owned()]].concat();
+    done(&job, &resume);
+    assert_eq!(metrics(&job, "save"), log);
+    let after: Value = serde_json::from_slice(&read("checkpoint-4/state.json")).unwrap();
+    assert_eq!(after["progress"]["evaluated"], 4);
+    assert_eq!(after["progress"]["best"]["updates"], 4);
+    // And once more: nothing is left to do.
+    done(&job, &resume);
+    assert_eq!(metrics(&job, "save"), log);
+}
+
+/// Micro-batches enough for hours, so that no update is ever finished.
+#[test]
+fn a_signal_ends_an_update_between_its_micro_batches() {
+    let job = Job::new();
+    let text = fs::read_to_string(data("text.jsonl")).unwrap();
+    fs::write(job.path("long.jsonl"), text.repeat(2000)).unwrap();
+    let flags = "--data long.jsonl --batch 1 --accumulate 48000 --seed 3 --save-every 1";
+    let args = train(DROPOUT, "", flags);
+    let mut running = Running::start(&job, &args);
+    // The log is opened before the first step, and signals are caught from then on.
+    while !job.path("save/metrics.jsonl").exists() {
+        assert!(running.child.try_wait().unwrap().is_none());
+        thread::sleep(Duration::from_millis(10));
+    }
+    thread::sleep(Duration::from_millis(500));
+    running.send(Signal::TERM);
+    assert!(running.read_to("saving the updates that are done"));
+    let (status, said) = running.end();
+    assert_eq!(status, Some(130), "{said}");
+    assert_eq!(checkpoints(&job, "save"), [0]);
+    let state = fs::read(job.path("save/checkpoint-0/state.json")).unwrap();
+    let state: Value = serde_json::from_slice(&state).unwrap();
+    let progress = &state["progress"];
+    assert_eq!(
+        (&progress["steps"], &progress["tokens"]),
+        (&0.into(), &0.into())
+    );
+    assert_eq!(
+        progress["position"],
+        serde_json::json!({"epoch": 0, "batch": 0})
+    );
+    assert!(!job.path("save/adapter").exists());
+}
+
+#[test]
+fn a_schedule_that_differs_is_said() {
+    let job = Job::new();
+    let run = |flags: &str| {
+        let output = done(&job, &train(LLAMA, "text.jsonl", flags));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    run("--max-steps 2 --lr 1e-2");
+    let same = run("--max-steps 2 --lr 1e-2 --resume");
+    assert!(!same.contains("differs"), "{same}");
+    let other = run("--max-steps 4 --lr 1 --schedule cosine --warmup 3 --resume");
+    for part in [
+        "the schedule differs",
+        "--lr was 0.01 and is 1",
+        "--schedule was linear and is cosine",
+        "--warmup was 0 and is 3",
+        "updates was 2 and is 4",
+    ] {
+        assert!(other.contains(part), "no `{part}` in {other}");
+    }
+    assert_eq!(losses(&job, "save").len(), 4);
+}
+
+/// What a restart script wants: one command, whether there is something to go on from or not.
+#[test]
+fn resume_auto_begins_or_goes_on() {
+    let job = Job::new();
+    let run = |steps: u64| {
+        let flags = format!("--schedule constant --max-steps {steps} --resume=auto");
+        let output = done(&job, &train(LLAMA, "text.jsonl", &flags));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert!(!run(2).contains("going on from"));
+    assert!(run(4).contains("going on from save/checkpoint-2"));
+    assert_eq!(losses(&job, "save").len(), 4);
+}
+
 #[test]
 fn a_run_killed_again_and_again_goes_on_bit_for_bit() {
     let job = Job::new();

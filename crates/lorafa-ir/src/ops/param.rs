@@ -103,8 +103,13 @@ pub enum Data {
     Inline(Bytes),
     /// In a file next to the model.
     External(External),
-    /// Made when the model is written, from the parameter's name as seed.
-    Init(Init),
+    /// Drawn when they are needed, from the parameter's name and a seed.
+    Init {
+        /// How.
+        init: Init,
+        /// The seed of the run.
+        seed: u64,
+    },
     /// Known only by its digest, in a graph read from text.
     Digest(u64),
 }
@@ -182,7 +187,7 @@ impl Param {
                 let first = elements.next();
                 Some(elements.all(|element| Some(element) == first))
             }
-            Data::Init(init) => Some(*init == Init::Zeros),
+            Data::Init { init, .. } => Some(*init == Init::Zeros),
             Data::Runtime | Data::External(_) | Data::Digest(_) => None,
         }
     }
@@ -234,7 +239,7 @@ impl Operator for Box<Param> {
             Data::Runtime => attrs,
             Data::Inline(bytes) => attrs.with("digest", format_args!("{:016x}", digest(bytes))),
             Data::Digest(digest) => attrs.with("digest", format_args!("{digest:016x}")),
-            Data::Init(init) => attrs.with("init", init.name()),
+            Data::Init { init, seed } => attrs.with("init", init.name()).unless("seed", *seed, 0),
             Data::External(e) => attrs
                 .with("external", format_args!("{:?}", e.location))
                 .with("offset", e.offset)

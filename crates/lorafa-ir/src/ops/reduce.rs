@@ -208,7 +208,7 @@ impl Operator for Reduce {
         Ok(g.give(0, dx)?)
     }
 
-    /// The divisor of a mean, and what [`Steps`] take.
+    /// The divisor of a mean, and what its steps take.
     fn scratch(&self, operands: &[(&TensorType, &Layout)], results: &[&TensorType]) -> u64 {
         let (x, layout) = operands[0];
         let divisor = (self.kind == ReduceKind::Mean).then_some(results[0].dtype.size());

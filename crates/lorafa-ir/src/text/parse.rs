@@ -333,9 +333,10 @@ fn data(a: &mut AttrReader<'_>) -> Result<Data, String> {
     }
     if let Some(name) = a.text("init") {
         let init = Init::NAMES.iter().find(|(_, n)| *n == name);
-        return init
-            .map(|(i, _)| Data::Init(*i))
-            .ok_or_else(|| format!("no init is called `{name}`"));
+        let (init, _) = *init.ok_or_else(|| format!("no init is called `{name}`"))?;
+        let seed = a.text("seed").unwrap_or("0");
+        let seed = seed.parse().map_err(|_| format!("bad seed `{seed}`"))?;
+        return Ok(Data::Init { init, seed });
     }
     if !a.0.contains_key("external") {
         return Ok(Data::Runtime);

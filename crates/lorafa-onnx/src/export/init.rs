@@ -8,8 +8,8 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use rand_distr::{Distribution, StandardNormal};
 
-/// Row-major values for a parameter of this name and shape, the same on every run; `None` if the
-/// shape is no matrix and has to be one.
+/// Row-major values for a parameter of this name and shape, the same on every run with this seed; `None` if
+/// the shape is no matrix and has to be one.
 ///
 /// | init | values |
 /// |---|---|
@@ -17,8 +17,8 @@ use rand_distr::{Distribution, StandardNormal};
 /// | kaiming | uniform in ±1/√in, `in` being the last dimension |
 /// | gaussian | normal with standard deviation 1/rank, `rank` being the first dimension |
 /// | orthogonal | orthonormal rows, or columns if there are more rows than columns |
-pub(super) fn values(init: Init, name: &str, shape: &[usize]) -> Option<Vec<f64>> {
-    let mut rng = generator(name);
+pub(super) fn values(init: Init, seed: u64, name: &str, shape: &[usize]) -> Option<Vec<f64>> {
+    let mut rng = generator(seed, name);
     let (first, last) = (shape.first().copied(), shape.last().copied());
     let count = shape.iter().product();
     Some(match init {
@@ -41,10 +41,10 @@ pub(super) fn values(init: Init, name: &str, shape: &[usize]) -> Option<Vec<f64>
     })
 }
 
-/// A generator seeded with a name: FNV-1a from four starting points.
-fn generator(name: &str) -> ChaCha8Rng {
-    let mut seed = [0; 32];
-    for (i, lane) in seed.chunks_exact_mut(8).enumerate() {
+/// A generator whose key is made of a name, by FNV-1a from four starting points, and whose stream is the seed.
+fn generator(seed: u64, name: &str) -> ChaCha8Rng {
+    let mut key = [0; 32];
+    for (i, lane) in key.chunks_exact_mut(8).enumerate() {
         let hash = name
             .bytes()
             .fold(0xcbf2_9ce4_8422_2325 ^ i as u64, |hash, byte| {
@@ -52,7 +52,9 @@ fn generator(name: &str) -> ChaCha8Rng {
             });
         lane.copy_from_slice(&hash.to_le_bytes());
     }
-    ChaCha8Rng::from_seed(seed)
+    let mut rng = ChaCha8Rng::from_seed(key);
+    rng.set_stream(seed);
+    rng
 }
 
 /// Uniform in [0, 1).

@@ -216,7 +216,7 @@ pub fn source_dtype(param: &Param) -> DType {
 }
 
 fn is_drawn(param: &Param) -> bool {
-    matches!(param.stored.data, Data::Init(_))
+    matches!(param.stored.data, Data::Init { .. })
 }
 
 /// A parameter's values as its source holds them, not copied: in the element type and the order that
@@ -232,7 +232,7 @@ pub fn stored(param: &Param, store: &ExternalStore) -> Result<Bytes, ExportError
             let read = tensor::read(&tensor, store);
             read.map_err(|error| weight_error(param, error))?
         }
-        Data::Init(init) => return initial(param, *init),
+        Data::Init { init, seed } => return initial(param, *init, *seed),
         Data::Digest(_) => {
             let why = "only the digest of its values is known, because the graph was read from \
                        text; export the graph that was imported from the model";
@@ -299,7 +299,7 @@ fn reference(param: &Param, name: &str, external: &External) -> Result<TensorPro
 }
 
 /// First values, in the parameter's own type.
-fn initial(param: &Param, init: Init) -> Result<Bytes, ExportError> {
+fn initial(param: &Param, init: Init, seed: u64) -> Result<Bytes, ExportError> {
     let size = param.ty.bytes().unwrap_or(u64::MAX);
     if size > MAX_MODEL_BYTES {
         let why =
@@ -310,7 +310,7 @@ fn initial(param: &Param, init: Init) -> Result<Bytes, ExportError> {
         return Ok(vec![0; size as usize].into());
     }
     let shape: Vec<usize> = dims(&param.ty).iter().map(|n| *n as usize).collect();
-    match init::values(init, &param.name, &shape) {
+    match init::values(init, seed, &param.name, &shape) {
         Some(numbers) => Ok(dtype::encode(param.ty.dtype, numbers).into()),
         None => Err(no_values(
             param,

@@ -233,7 +233,7 @@ pub fn missing(graph: &Graph, store: &ExternalStore) -> Result<(), NoValues> {
 
 fn absent(param: &Param, store: &ExternalStore) -> Option<String> {
     match &param.stored.data {
-        Data::Inline(_) | Data::Init(_) => None,
+        Data::Inline(_) | Data::Init { .. } => None,
         Data::Runtime => Some("the model takes its values as an input".to_string()),
         Data::Digest(_) => Some("only the digest of its values is known".to_string()),
         Data::External(external) => {

@@ -13,7 +13,7 @@ mod read;
 mod write;
 
 pub use read::{Saved, bind, read};
-pub use write::{Info, stage, write};
+pub use write::{Info, check, stage, write};
 
 use crate::adapters::Adapted;
 use crate::error::SaveError;

@@ -11,7 +11,7 @@ use lorafa_passes::inject_lora::InjectLora;
 use lorafa_passes::pass::{Options, Pass};
 use lorafa_passes::{Manager, PassCx};
 use lorafa_weights::shards::Shards;
-use lorafa_weights::{Trained, Values, bind, merge, peft};
+use lorafa_weights::{Trained, Values, bind, merge, peft, side_files};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -25,7 +25,7 @@ const TOLERANCE: f64 = 2e-6;
 const INFO: peft::Info<'static> = peft::Info {
     base_model: Some("base"),
     loss: Some(LossKind::CausalLm),
-    dropout: 0.05,
+    rslora: false,
 };
 
 /// Adapters on every layer of a plain graph.
@@ -108,7 +108,7 @@ fn a_merged_model_gives_pytorchs_logits() {
         let merged = dir.path().join("merged");
         let (trained, _) = example(lora);
         for limit in [merge::MAX_SHARD_BYTES, 20_000] {
-            merge::write(&merged, &trained, given(&store), limit).unwrap();
+            merge::write(&merged, &trained, given(&store), limit, &[]).unwrap();
             let shards = Shards::open(&merged).unwrap();
             let (mut graph, _) = example(plain);
             let bound = bind(&mut graph, &shards).unwrap_or_else(|e| panic!("{family}: {e}"));
@@ -143,7 +143,7 @@ fn shared_weights_are_saved_once_by_hugging_faces_name() {
         let (dir, store) = (tempfile::tempdir().unwrap(), store());
         let lora = PAIRS.iter().find(|p| p.0 == family).unwrap().1;
         let merged = dir.path().join("merged");
-        merge::write(&merged, &example(lora).0, given(&store), u64::MAX).unwrap();
+        merge::write(&merged, &example(lora).0, given(&store), u64::MAX, &[]).unwrap();
         let shards = Shards::open(merged.join("model.safetensors")).unwrap();
         assert!(shards.get(shared).is_some() && shards.get("lm_head.weight").is_none());
     }
@@ -174,7 +174,7 @@ fn configurations_are_pefts() {
     assert_eq!(llama["base_model_name_or_path"], "base");
     assert_eq!(
         (&llama["lora_dropout"], &llama["inference_mode"]),
-        (&json!(0.05), &json!(true))
+        (&json!(0.0), &json!(true))
     );
     assert_eq!(
         (&llama["rank_pattern"], &llama["fan_in_fan_out"]),
@@ -190,6 +190,64 @@ fn configurations_are_pefts() {
         roberta["target_modules"],
         json!(["dense", "key", "query", "value"])
     );
+}
+
+/// A dropout before A alone is the adapters'; those of the model before A and the layer itself are not.
+#[test]
+fn what_was_trained_with_is_in_the_configuration() {
+    let (dir, store) = (tempfile::tempdir().unwrap(), store());
+    let path = dir.path().join("adapter");
+    let dropped = "llama-tiny-lora-r4-drop0.05-dynamo-noopt-sdpa-fp32-train-loss-dyn";
+    peft::write(&path, &example(dropped).0, given(&store), INFO).unwrap();
+    assert_eq!(config(&path)["lora_dropout"], json!(0.05));
+
+    for (given_alpha, written) in [(16.0, json!(16)), (12.3, json!(12.3))] {
+        let (mut graph, mut options) = example(PAIRS[0].2);
+        options.inject.rslora = true;
+        inject(&mut graph, options, 3, given_alpha);
+        let info = peft::Info {
+            rslora: true,
+            ..INFO
+        };
+        peft::write(&path, &graph, given(&store), info).unwrap();
+        let config = config(&path);
+        assert_eq!(config["lora_alpha"], written);
+        assert_eq!(
+            (&config["r"], &config["use_rslora"]),
+            (&json!(3), &json!(true))
+        );
+        peft::bind(&mut graph, &peft::read(&path).unwrap()).unwrap();
+    }
+}
+
+/// What people put beside a model stays, what belongs to its weights is copied, and anything else is refused.
+#[test]
+fn side_files_stay_or_are_written_anew() {
+    let (dir, store) = (tempfile::tempdir().unwrap(), store());
+    let base = dir.path().join("base");
+    fs::create_dir(&base).unwrap();
+    for name in ["config.json", "tokenizer.json", "pytorch_model.bin"] {
+        fs::write(base.join(name), name).unwrap();
+    }
+    let files = side_files::of(Some(&base), None);
+    let merged = dir.path().join("merged");
+    fs::create_dir(&merged).unwrap();
+    fs::write(merged.join("README.md"), "card").unwrap();
+    fs::write(merged.join("config.json"), "old").unwrap();
+    let (graph, _) = example(PAIRS[0].1);
+    merge::check(&merged, &graph, given(&store)).unwrap();
+    merge::write(&merged, &graph, given(&store), u64::MAX, &files).unwrap();
+    let read = |name: &str| fs::read_to_string(merged.join(name)).unwrap();
+    assert_eq!(read("README.md"), "card");
+    assert_eq!(read("config.json"), "config.json");
+    assert_eq!(read("tokenizer.json"), "tokenizer.json");
+    assert_eq!(fs::read_dir(&merged).unwrap().count(), 4);
+
+    fs::write(merged.join("notes.txt"), "").unwrap();
+    let checked = merge::check(&merged, &graph, given(&store)).unwrap_err();
+    let written = merge::write(&merged, &graph, given(&store), u64::MAX, &files).unwrap_err();
+    assert_eq!(checked.to_string(), written.to_string());
+    assert!(checked.to_string().contains("notes.txt"), "{checked}");
 }
 
 #[test]
@@ -293,7 +351,7 @@ fn half_weights_are_merged_in_f32_and_rounded_once() {
     let (dir, store) = (tempfile::tempdir().unwrap(), store());
     let (graph, _) = example("llama-tiny-lora-r4-dynamo-noopt-sdpa-bf16base-eval-loss-dyn");
     let merged = dir.path().join("merged");
-    merge::write(&merged, &graph, given(&store), u64::MAX).unwrap();
+    merge::write(&merged, &graph, given(&store), u64::MAX, &[]).unwrap();
     let shards = Shards::open(&merged).unwrap();
     let (mut checked, mut others) = (0, 0);
     for adapter in graph.adapters() {
@@ -444,7 +502,8 @@ fn an_adapter_on_a_shared_weight_is_not_merged() {
     );
     let dir = tempfile::tempdir().unwrap();
     let store = store();
-    let write = |path: &str| merge::write(dir.path().join(path), &graph, given(&store), 1 << 30);
+    let write =
+        |path: &str| merge::write(dir.path().join(path), &graph, given(&store), 1 << 30, &[]);
     let text = write("merged").unwrap_err().to_string();
     assert!(
         text.contains("no weight of its own for this module"),
