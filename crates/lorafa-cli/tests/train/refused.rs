@@ -130,7 +130,10 @@ fn a_step_that_does_not_fit_is_refused_with_what_does() {
     let fits = ["needs", "has", "free", "--batch ", " fits"];
     job.refused_with(3, &strs(&with("--batch 2000000000 --seq 16")), &fits);
     let named = ["needs", "--dim batch=", " fits"];
-    job.refused_with(3, &strs(&with("--dim batch=2000000000 --seq 16")), &named);
+    let mut by_name = with("--batch 2000000000 --seq 16");
+    let flag = by_name.iter().position(|word| word == "--batch").unwrap();
+    by_name.splice(flag..flag + 2, words("--dim batch=2000000000"));
+    job.refused_with(3, &strs(&by_name), &named);
     let none = ["needs", "no smaller --batch fits", "--seq"];
     job.refused_with(3, &strs(&with("--batch 4 --seq 10000000")), &none);
 }
