@@ -30,8 +30,8 @@ use std::path::PathBuf;
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
     after_help = "Exit status: 0 done; 1 `check` found wrong gradients; 2 not done, with one message on standard error and nothing written but \
-                  the checkpoints of a run of `train` that had begun; 3 the step does \
-                  not fit into the device's memory; 130 training was interrupted and saved."
+                  the checkpoints of a run of `train` that had begun; 3 the step does not fit into the device's memory, or the \
+                  budget; 130 training was interrupted and saved."
 )]
 pub struct Cli {
     /// What to do instead of the main job.
