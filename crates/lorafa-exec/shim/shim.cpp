@@ -34,9 +34,10 @@ using lorafa::guarded;
 using lorafa::last_error;
 using lorafa::out_of_memory;
 
-template <typename T>
-bool push(void* call, T&& value) {
-    return guarded([&] { static_cast<Call*>(call)->arguments.emplace_back(std::forward<T>(value)); });
+// Appends an argument, which `make` gives.
+template <typename F>
+bool push(void* call, F&& make) {
+    return guarded([&] { static_cast<Call*>(call)->arguments.emplace_back(make()); });
 }
 
 // Bytes that libtorch's allocators gave and took on this thread since the last `lorafa_trace_take`.
@@ -75,27 +76,25 @@ void* lorafa_call_new(const char* name, const char* overload) {
 
 void lorafa_call_free(void* call) { delete static_cast<Call*>(call); }
 
-bool lorafa_push_tensor(void* call, const void* tensor) { return push(call, *static_cast<const at::Tensor*>(tensor)); }
-bool lorafa_push_int(void* call, int64_t value) { return push(call, value); }
-bool lorafa_push_double(void* call, double value) { return push(call, value); }
-bool lorafa_push_bool(void* call, bool value) { return push(call, value); }
-bool lorafa_push_string(void* call, const char* value) {
-    return guarded([&] { static_cast<Call*>(call)->arguments.emplace_back(std::string(value)); });
+bool lorafa_push_tensor(void* call, const void* tensor) {
+    return push(call, [&] { return *static_cast<const at::Tensor*>(tensor); });
 }
-bool lorafa_push_none(void* call) { return push(call, c10::IValue()); }
-bool lorafa_push_undefined(void* call) { return push(call, at::Tensor()); }
+bool lorafa_push_int(void* call, int64_t value) { return push(call, [&] { return value; }); }
+bool lorafa_push_double(void* call, double value) { return push(call, [&] { return value; }); }
+bool lorafa_push_bool(void* call, bool value) { return push(call, [&] { return value; }); }
+bool lorafa_push_string(void* call, const char* value) { return push(call, [&] { return std::string(value); }); }
+bool lorafa_push_none(void* call) { return push(call, [] { return c10::IValue(); }); }
+bool lorafa_push_undefined(void* call) { return push(call, [] { return at::Tensor(); }); }
 
 bool lorafa_push_ints(void* call, const int64_t* values, size_t count) {
-    return guarded([&] {
-        static_cast<Call*>(call)->arguments.emplace_back(std::vector<int64_t>(values, values + count));
-    });
+    return push(call, [&] { return std::vector<int64_t>(values, values + count); });
 }
 
 bool lorafa_push_tensors(void* call, const void* const* tensors, size_t count) {
-    return guarded([&] {
+    return push(call, [&] {
         std::vector<at::Tensor> list;
         for (size_t i = 0; i < count; ++i) list.push_back(*static_cast<const at::Tensor*>(tensors[i]));
-        static_cast<Call*>(call)->arguments.emplace_back(std::move(list));
+        return list;
     });
 }
 
